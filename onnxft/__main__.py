@@ -1,0 +1,5 @@
+"""`python -m onnxft`."""
+
+from onnxft.cli.main import main
+
+main()

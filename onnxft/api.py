@@ -1,0 +1,199 @@
+"""The Python interface: the only place where the parts are put together; heavy parts load when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from onnxft.errors import ConfigError, near
+from onnxft.manifest import Loss, Manifest, Optimizer
+from onnxft.runtime.session import TrainSession
+
+if TYPE_CHECKING:
+    from onnxft.benchmark.config import BenchConfig
+    from onnxft.benchmark.report import Report
+    from onnxft.graph.forward import Forward
+    from onnxft.step.select import Selection
+    from onnxft.training.config import TrainConfig
+    from onnxft.training.fine_tune import Data
+    from onnxft.training.loop import Run
+
+__all__ = ["Plan", "TrainSession", "bench", "export", "plan", "train"]
+
+GENERATORS = ("native", "ort-training")
+
+
+class Plan:
+    """What an export will do: shown by `--dry-run`, carried out by `write`."""
+
+    def __init__(
+        self, forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer, notes: Sequence[str] = ()
+    ) -> None:
+        """Hold a forward model with what was chosen for it."""
+        self.forward, self.selection, self.loss, self.optimizer = forward, selection, loss, optimizer
+        self.notes = (*forward.notes, *notes)
+
+    def write(
+        self,
+        directory: str | Path,
+        *,
+        batch_size: int,
+        generator: str = "native",
+        classes: Sequence[str] = (),
+        preprocessing: Mapping[str, Any] | None = None,
+        python: str | None = None,
+    ) -> Manifest:
+        """Generate the graphs and write the artifact; see `export`."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        if generator not in GENERATORS:
+            raise ConfigError(f"unknown generator '{generator}'.{near(generator, GENERATORS)}")
+        if classes and self.loss.num_classes != len(classes):
+            raise ConfigError(f"{len(classes)} class names were given, the model has {self.loss.num_classes} classes.")
+        if generator == "native":
+            if python is not None:
+                raise ConfigError("python names the environment of the 'ort-training' generator; 'native' needs none.")
+            from onnxft.generators import native
+
+            return native.generate(
+                self.forward, self.selection, self.loss, self.optimizer, Path(directory),
+                batch_size=batch_size, classes=classes, preprocessing=preprocessing,
+            )  # fmt: skip
+        from onnxft.generators import ort_training
+
+        return ort_training.generate(
+            self.forward, self.selection, self.loss, self.optimizer, Path(directory),
+            batch_size=batch_size, classes=classes, preprocessing=preprocessing, python=python,
+        )  # fmt: skip
+
+
+def plan(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    trainable: Sequence[str] = ("*",),
+    frozen: Sequence[str] = (),
+    loss: str = "cross_entropy",
+    loss_output: str | None = None,
+    optimizer: str = "adamw",
+    optimizer_options: Mapping[str, float] | None = None,
+    weight_decay: float | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dropout: bool = True,
+    name: str = "model",
+) -> Plan:
+    """Export the forward model and choose what to train, without writing anything; arguments as in `export`."""
+    from onnxft.exporters.pytorch import export_module
+    from onnxft.exporters.source import load_factory
+    from onnxft.step.losses import describe_loss
+    from onnxft.step.optimizers import describe_optimizer
+    from onnxft.step.select import select
+
+    described = describe_optimizer(optimizer, optimizer_options, weight_decay)
+    if isinstance(model, str):
+        model, example_inputs = load_factory(model)
+    forward = export_module(
+        model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout
+    )
+    outputs = {str(v.name): v for v in forward.infer.graph.outputs}
+    chosen = loss_output or next(iter(outputs))
+    if chosen not in outputs:
+        raise ConfigError(f"the model has no output '{chosen}'.{near(chosen, outputs)}")
+    return Plan(forward, select(forward, trainable, frozen), describe_loss(loss, outputs[chosen]), described)
+
+
+def export(
+    model: Any,
+    example_inputs: Any = None,
+    directory: str | Path | None = None,
+    *,
+    trainable: Sequence[str] = ("*",),
+    frozen: Sequence[str] = (),
+    loss: str = "cross_entropy",
+    loss_output: str | None = None,
+    optimizer: str = "adamw",
+    optimizer_options: Mapping[str, float] | None = None,
+    weight_decay: float | None = None,
+    batch_size: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dropout: bool = True,
+    classes: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+    generator: Literal["native", "ort-training"] = "native",
+    python: str | None = None,
+) -> Path:
+    """Export a model as a training artifact.
+
+    Args:
+        model: a torch module (left as it is), or a source string `package.module:factory` or `file.py:factory`.
+        example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}.
+        directory: where to write; None: `artifacts/<name of the module>`.
+        trainable: globs of the parameters to train.
+        frozen: globs of parameters that are not trained after all.
+        loss: `cross_entropy` (int64 labels) or `mse`.
+        loss_output: output that the loss reads; None: the first.
+        optimizer: `adamw` or `sgd`.
+        optimizer_options: `beta1`, `beta2`, `eps`; `momentum`. The rest has torch's defaults.
+        weight_decay: default of the sessions; None: torch's default.
+        batch_size: default rows of a step; None: those of the example.
+        input_names: names of the inputs; None: the argument names of `forward`.
+        output_names: names of the outputs.
+        dropout: whether training keeps Dropout and other random operators.
+        classes: names of the classes, kept in the manifest.
+        preprocessing: kept in the manifest for those who feed the model.
+        generator: `native` (any provider) or `ort-training` (onnxruntime-training, an environment of its own).
+        python: interpreter of that environment.
+
+    Returns:
+        The artifact directory, ready for `TrainSession`.
+
+    Raises:
+        ModelError: the model cannot be exported, or the export does not equal it.
+        SelectionError: a pattern matches nothing.
+        GradientError: an operator on the path has no derivative.
+        ConfigError: an argument is unknown or out of range.
+    """
+    from onnxft.exporters.source import load_factory
+
+    if isinstance(model, str):
+        source_name = model.rpartition(":")[2]
+        model, example_inputs = load_factory(model)
+    else:
+        source_name = type(model).__name__
+    place = Path(directory) if directory is not None else Path("artifacts") / source_name.lower()
+    made = plan(
+        model, example_inputs, trainable=trainable, frozen=frozen, loss=loss, loss_output=loss_output,
+        optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
+        input_names=input_names, output_names=output_names, dropout=dropout, name=place.name,
+    )  # fmt: skip
+    made.write(
+        place, batch_size=batch_size or made.forward.example_rows, generator=generator, classes=classes,
+        preprocessing=preprocessing, python=python,
+    )  # fmt: skip
+    return place
+
+
+def train(
+    artifact: str | Path,
+    data: Data,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
+    val: Data | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+) -> Run:
+    """Fine-tune an artifact and record the run; see `onnxft.training.fine_tune.fine_tune`."""
+    from onnxft.training.fine_tune import fine_tune
+
+    return fine_tune(artifact, data, config, val=val, run_dir=run, resume=resume)
+
+
+def bench(artifact: str | Path, config: BenchConfig | None = None) -> Report:
+    """Measure the training step on several providers and baselines, each in a process of its own."""
+    from onnxft.benchmark.config import BenchConfig
+    from onnxft.benchmark.run import bench as run_bench
+
+    return run_bench(Path(artifact), config or BenchConfig())

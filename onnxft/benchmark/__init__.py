@@ -1,0 +1,1 @@
+"""The benchmark: configuration -> sides, each in a process of its own -> report -> renderers."""

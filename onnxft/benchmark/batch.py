@@ -1,0 +1,65 @@
+"""The one batch that every side trains on, made from the manifest and a seed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxft.errors import ArtifactError
+from onnxft.manifest import BATCH, GraphFile, GraphRole, Manifest, Port
+from onnxft.runtime.engine import Array
+
+DATA_ROLES: tuple[GraphRole, ...] = ("eval", "ort_eval", "gradients", "ort_training")
+TRAIN_ROLES: tuple[GraphRole, ...] = ("train", "gradients", "ort_training")
+
+
+def input_ports(manifest: Manifest) -> tuple[Port, ...]:
+    """The model's inputs in the order of its forward function; ArtifactError where no graph has any."""
+    return _first_graph(manifest, DATA_ROLES).named("input")
+
+
+def draws_random_numbers(manifest: Manifest) -> bool:
+    """Whether a training step takes masks or other random inputs."""
+    return bool(_first_graph(manifest, TRAIN_ROLES).named("random"))
+
+
+def trains_buffers(manifest: Manifest) -> bool:
+    """Whether a training step moves running statistics."""
+    return bool(_first_graph(manifest, TRAIN_ROLES).named("buffer"))
+
+
+def random_batch(manifest: Manifest, batch_size: int, seed: int) -> dict[str, Array]:
+    """{input or `labels`: array}, the same for the same seed on every machine.
+
+    Floats are standard normal. Integers and booleans are 0 or 1, which every index, mask and token type
+    accepts; how many rows an embedding has is not in the manifest. Class labels are uniform.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    batch = {port.name: _values(rng, port, batch_size, high=2) for port in input_ports(manifest)}
+    (labels,) = _first_graph(manifest, DATA_ROLES).named("label")
+    batch[labels.name] = _values(rng, labels, batch_size, high=manifest.loss.num_classes or 2)
+    return batch
+
+
+def _values(rng: np.random.Generator, port: Port, batch_size: int, high: int) -> Array:
+    shape: list[int] = []
+    for dim in port.shape:
+        if isinstance(dim, str) and dim != BATCH:
+            raise ArtifactError(
+                f"input '{port.name}' has the open dimension '{dim}': a benchmark needs fixed work. "
+                "Export the model with that dimension fixed."
+            )
+        shape.append(batch_size if isinstance(dim, str) else dim)
+    dtype = np.dtype(port.dtype)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, high, shape).astype(dtype)
+
+
+def _first_graph(manifest: Manifest, roles: tuple[GraphRole, ...]) -> GraphFile:
+    for role in roles:
+        if role in manifest.graphs:
+            return manifest.graphs[role]
+    raise ArtifactError(
+        f"artifact '{manifest.name}' has none of the graphs {', '.join(roles)}: there is no step to measure. "
+        "Export it again."
+    )

@@ -1,0 +1,163 @@
+"""The torch baseline: the same step in eager PyTorch, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F  # noqa: N812 - the name that every reader of PyTorch code knows
+
+from onnxft.benchmark.batch import input_ports, random_batch, trains_buffers
+from onnxft.benchmark.exchange import Measurement, Request
+from onnxft.benchmark.scenario import measure, peak_rss_bytes
+from onnxft.errors import ModelError
+from onnxft.manifest import FROZEN_FILE, PARAMETERS_FILE, Manifest, Optimizer
+from onnxft.runtime.artifact import load_artifact
+from onnxft.runtime.batches import LABELS
+from onnxft.runtime.engine import Array
+
+
+def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
+    """Measure torch; the measurement and {parameter: gradient} at the initial parameters.
+
+    ModelError where the source is not the model that was exported.
+    """
+    artifact = Path(request.artifact)
+    manifest = load_artifact(artifact)
+    if trains_buffers(manifest):
+        raise ModelError(
+            f"artifact '{manifest.name}' trains the running statistics of its BatchNorm layers, and the torch baseline "
+            "keeps them frozen: the work would differ. Benchmark without --baseline torch."
+        )
+    torch.set_num_threads(request.threads)
+    batch = {k: torch.from_numpy(v) for k, v in random_batch(manifest, request.batch_size, request.config.seed).items()}
+
+    start = time.perf_counter()
+    module, keywords = _load(str(request.config.source), manifest)
+    parameters = select_trainables(module, manifest)
+    load_initial_values(module, manifest, artifact)
+    optimizer = build_optimizer(list(parameters.values()), manifest.optimizer, request.config.lr)
+    build_seconds = time.perf_counter() - start
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = batch_loss(module, keywords, manifest, batch)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    times = measure(step, request.config)
+    peak = peak_rss_bytes()
+    load_initial_values(module, manifest, artifact)
+    optimizer.zero_grad(set_to_none=True)
+    batch_loss(module, keywords, manifest, batch).backward()
+    measurement = Measurement(
+        provider_requested="torch",
+        provider_obtained="torch",
+        nodes={},
+        fallback_nodes=None,
+        versions={"torch": str(torch.__version__)},
+        build_seconds=build_seconds,
+        first_step_seconds=times.first_step,
+        warmup_seconds=times.warmup,
+        step_seconds=times.steps,
+        peak_rss_bytes=peak,
+        loss=times.loss,
+    )
+    # A parameter that the loss does not depend on has no gradient in torch and a zero one in a graph.
+    return measurement, {
+        name: (torch.zeros_like(p) if p.grad is None else p.grad).numpy() for name, p in parameters.items()
+    }
+
+
+def select_trainables(module: torch.nn.Module, manifest: Manifest) -> dict[str, torch.nn.Parameter]:
+    """Set `requires_grad` as the artifact has it; {name: parameter} of the trained. ModelError for a foreign name."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    module.requires_grad_(False)
+    for parameter in manifest.parameters:
+        if parameter.name not in named or tuple(named[parameter.name].shape) != parameter.shape:
+            found = f"shape {tuple(named[parameter.name].shape)}" if parameter.name in named else "no such parameter"
+            raise ModelError(
+                f"the artifact trains '{parameter.name}' of shape {parameter.shape}; the source has {found}. "
+                "Give the --source that the artifact was exported from."
+            )
+        named[parameter.name].requires_grad_(True)
+    return {p.name: named[p.name] for p in manifest.parameters}
+
+
+def load_initial_values(module: torch.nn.Module, manifest: Manifest, artifact: Path) -> None:
+    """Copy the artifact's values, trained and frozen, over those of the factory, which may be random."""
+    values = load_file(artifact / PARAMETERS_FILE)
+    if (artifact / FROZEN_FILE).is_file():
+        values |= load_file(artifact / FROZEN_FILE)
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, value in values.items():
+            # The frozen file also holds constants of the graph, which no module has.
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
+
+
+def build_optimizer(parameters: list[torch.nn.Parameter], optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
+    """The manifest's optimizer in torch; ModelError for an option that it would ignore."""
+    options = dict(optimizer.options)
+    arguments: dict[str, Any] = {"lr": lr, "weight_decay": optimizer.weight_decay}
+    kind: type[torch.optim.Optimizer]
+    if optimizer.kind == "adamw":
+        kind = torch.optim.AdamW
+        arguments |= {
+            "betas": (options.pop("beta1", 0.9), options.pop("beta2", 0.999)),
+            "eps": options.pop("eps", 1e-8),
+        }
+    else:
+        kind = torch.optim.SGD
+        arguments["momentum"] = options.pop("momentum", 0.0)
+    if options:
+        raise ModelError(
+            f"the torch baseline does not know the option(s) {', '.join(sorted(options))} of the optimizer "
+            f"'{optimizer.kind}': the work would differ. Benchmark without --baseline torch."
+        )
+    return kind(parameters, **arguments)
+
+
+def batch_loss(
+    module: torch.nn.Module, keywords: tuple[str, ...], manifest: Manifest, batch: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The mean loss of the batch, shape (); `keywords` names the inputs of `forward`, empty for positions."""
+    inputs = [batch[port.name] for port in input_ports(manifest)]
+    result = module(**dict(zip(keywords, inputs, strict=True))) if keywords else module(*inputs)
+    output, labels = _loss_output(result, manifest), batch[LABELS]
+    return F.cross_entropy(output, labels) if manifest.loss.kind == "cross_entropy" else F.mse_loss(output, labels)
+
+
+def _loss_output(result: Any, manifest: Manifest) -> torch.Tensor:
+    """The output that the loss reads, at the place that it has in the exported graph."""
+    values = [result] if isinstance(result, torch.Tensor) else result
+    values = list(values.values() if isinstance(values, Mapping) else values)
+    names = [port.name for port in manifest.graph("eval").named("output", "outputs")]
+    found = dict(zip(names, values, strict=True)) if len(names) == len(values) else {}
+    output = found.get(manifest.loss.output)
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(
+            f"the source returns {len(values)} values where the artifact has {', '.join(names)}: the loss reads "
+            f"'{manifest.loss.output}'. Give the --source that the artifact was exported from."
+        )
+    return output
+
+
+def _load(source: str, manifest: Manifest) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The source's module with normalisation frozen and dropout off, and the names of its inputs if it has any."""
+    from onnxft.exporters.source import load_factory
+
+    module, examples = load_factory(source)
+    count = 1 if isinstance(examples, torch.Tensor) else len(examples)
+    if count != len(input_ports(manifest)):
+        raise ModelError(
+            f"the source '{source}' has {count} example inputs, the artifact {len(input_ports(manifest))}. "
+            "Give the --source that the artifact was exported from."
+        )
+    return module.eval(), tuple(examples) if isinstance(examples, Mapping) else ()

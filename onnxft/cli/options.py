@@ -1,0 +1,58 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxft.errors import ConfigError, near
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, float]:
+    """`KEY=NUMBER` options as a dict; click's usage error where one is of another form."""
+    values = {}
+    for pair in pairs:
+        key, equals, number = pair.partition("=")
+        try:
+            values[key] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise click.BadParameter(f"'{pair}' is not of the form KEY=NUMBER.")
+    return values
+
+
+def config_option(command: F) -> F:
+    """`--config FILE.yaml`: values for the options of the command, which flags override."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        callback=_load_config,
+        is_eager=True,
+        expose_value=False,
+        help="YAML file with values for these options; flags override it.",
+    )(command)
+
+
+def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as err:
+        raise ConfigError(f"'{path}' is not YAML: {str(err).splitlines()[0]}.") from err
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{path}' must hold a mapping of option names to values.")
+    known = {p.name: p for p in ctx.command.params if p.name and p is not param}
+    values = {str(k).replace("-", "_"): v for k, v in values.items()}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"'{path}' has the unknown option '{key}'.{near(key, known)}")
+    ctx.default_map = {**(ctx.default_map or {}), **values}

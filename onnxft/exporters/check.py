@@ -1,0 +1,95 @@
+"""What was exported equals the module: names, values, ties, and outputs at two batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from onnxft.errors import ModelError
+from onnxft.graph.forward import Forward, Tensor
+from onnxft.runtime.sessions import open_session
+
+
+def check_tensors(module: nn.Module, graph: ir.Graph, tensors: Mapping[str, Tensor], read: set[str]) -> None:
+    """Every tensor that the program reads is an initializer under its own name with its own value.
+
+    Exporters have merged equal tensors, folded normalisation into weights and stored renamed copies;
+    training such a graph would tie or lose parameters without a word.
+
+    Raises:
+        ModelError: a tensor is missing or has another shape, type or value.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for tensor in tensors.values():
+        if not read & {tensor.name, *tensor.tied_to}:
+            continue
+        value = graph.initializers.get(tensor.name)
+        if value is None or value.const_value is None:
+            raise ModelError(
+                f"the export lost '{tensor.name}': the model reads it, but the graph has no initializer of that name "
+                "(merged with an equal one, or folded). Please report this with the torch version "
+                f"{torch.__version__}."
+            )
+        exported, own = value.const_value.numpy(), state[tensor.name].detach().cpu().numpy()
+        if exported.dtype != own.dtype or not np.array_equal(exported, own, equal_nan=own.dtype.kind == "f"):
+            raise ModelError(
+                f"the export changed '{tensor.name}': shape {list(own.shape)} {own.dtype} became "
+                f"{list(exported.shape)} {exported.dtype}{'' if exported.shape != own.shape else ' with other values'}. "
+                f"Please report this with the torch version {torch.__version__}."
+            )
+
+
+def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, torch.Tensor]) -> None:
+    """The inference graph computes what the module computes, for the example batch and for another size.
+
+    The tolerance is 1e-3 (float32) or 1e-9 (float64) of the largest output: rounding passes, a wrong graph does not.
+
+    Raises:
+        ModelError: an output differs, or the graph does not take another batch size.
+    """
+    rows = len(next(iter(examples.values())))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "infer.onnx"
+        ir.save(forward.infer, path)
+        opened = open_session(path)
+        for size in (rows, rows + 1):
+            batch = {n: torch.cat([v, v.flip(0)])[:size] for n, v in examples.items()}
+            with torch.no_grad():
+                expected = _flat(module(**batch))
+            feeds = {own: batch[n].numpy() for own, n in zip(forward.inputs, batch, strict=True)}
+            try:
+                found = opened.session.run(list(forward.outputs), feeds)
+            except Exception as err:  # the runtime raises its own classes, one a status code
+                reason = str(err).splitlines()[0]
+                raise ModelError(f"the exported graph does not run with a batch of {size}: {reason}") from err
+            for name, own, other in zip(forward.outputs, found, expected, strict=True):
+                _compare(name, size, own, other.numpy())
+        opened.close()
+
+
+def _compare(name: str, size: int, own: np.ndarray[Any, Any], torch_value: np.ndarray[Any, Any]) -> None:
+    if own.shape != torch_value.shape:
+        raise ModelError(f"output '{name}' has the shape {list(own.shape)} at batch {size}, torch gives {list(torch_value.shape)}.")
+    tolerance = 1e-9 if torch_value.dtype == np.float64 else 1e-3
+    scale = max(float(np.abs(torch_value).max(initial=0)), 1e-6)
+    error = float(np.abs(own - torch_value).max(initial=0)) / scale
+    if not error <= tolerance:
+        raise ModelError(
+            f"output '{name}' differs from torch by {error:.1e} of its largest value at batch {size} (allowed "
+            f"{tolerance:.0e}): the export is wrong. Please report it with the torch version {torch.__version__}."
+        )
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    """The tensors of a module's result in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, Mapping) else value
+    return [tensor for item in values if item is not None for tensor in _flat(item)]

@@ -1,0 +1,99 @@
+"""The engine: walk back from one scalar to the parameters, and let each node's rule speak once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import onnx_ir as ir
+
+import onnxft.grad.rules  # noqa: F401  (fills the registry)
+from onnxft.errors import GradientError
+from onnxft.graph.builder import Op, constant, is_float, sum_to
+from onnxft.grad.registry import rule_for
+
+
+def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+    """Append the nodes that compute dy/dx for every x in `xs`, and return {x: dx}.
+
+    `y` is a scalar; every `dx` has the shape of its `x`. GradientError if an operator on the path
+    has no rule, or if some x does not reach y (it would silently stay untrained).
+    """
+    path = nodes_between(xs, y)
+    found: dict[ir.Value, list[ir.Value]] = {y: [constant(op, 1.0, y)]}
+    for node in reversed(path):
+        dys = [_total(op, found.get(output)) for output in node.outputs]
+        if all(dy is None for dy in dys):
+            continue
+        rule = rule_for(node, partial(_behind, node, xs))
+        gradients = rule(op, node, *dys)
+        if len(gradients) != len(node.inputs):
+            raise GradientError(
+                f"the rule of '{node.op_type}' returned {len(gradients)} gradients for {len(node.inputs)} inputs"
+            )
+        for x, dx in zip(node.inputs, gradients, strict=True):
+            if x is not None and dx is not None and is_float(x):
+                found.setdefault(x, []).append(sum_to(op, dx, x))
+    result: dict[ir.Value, ir.Value] = {}
+    for x in xs:
+        dx = _total(op, found.get(x))
+        if dx is None:
+            raise GradientError(
+                f"'{x.name}' does not reach the loss along differentiable values, so it would never be trained. "
+                "Freeze it, or choose another output for the loss."
+            )
+        result[x] = dx
+    return result
+
+
+def nodes_between(xs: Iterable[ir.Value], y: ir.Value) -> list[ir.Node]:
+    """The nodes that lie both after some x and before y along floating-point values, in graph order."""
+    after: set[ir.Node] = set()
+    frontier = list(xs)
+    while frontier:
+        for node in frontier.pop().consumers():
+            if node not in after:
+                after.add(node)
+                frontier.extend(v for v in node.outputs if is_float(v))
+    before: set[ir.Node] = set()
+    producers = [y.producer()]
+    while producers:
+        node = producers.pop()
+        if node is not None and node not in before:
+            before.add(node)
+            producers.extend(v.producer() for v in node.inputs if v is not None)
+    both = after & before
+    if not both:
+        return []
+    graph = next(iter(both)).graph
+    assert graph is not None
+    return [node for node in graph if node in both]
+
+
+def _total(op: Op, parts: list[ir.Value] | None) -> ir.Value | None:
+    """Sum of the gradients of several uses; kept, so that it is formed once."""
+    if not parts:
+        return None
+    while len(parts) > 1:
+        second, first = parts.pop(), parts.pop()
+        total = op.Add(first, second)
+        total.shape = first.shape
+        parts.append(total)
+    return parts[0]
+
+
+def _behind(node: ir.Node, xs: Sequence[ir.Value]) -> list[str]:
+    """Names of the xs from which `node` is reached, for an error message."""
+    seen: set[ir.Node] = set()
+    stack: list[ir.Node] = [node]
+    names: dict[str, None] = {}
+    wanted = set(xs)
+    while stack:
+        for value in stack.pop().inputs:
+            if value in wanted and value is not None and value.name:
+                names[value.name] = None
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer not in seen:
+                seen.add(producer)
+                stack.append(producer)
+    return list(names)

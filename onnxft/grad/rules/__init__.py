@@ -1,0 +1,12 @@
+"""The rules, one family a file; importing this package fills the registry."""
+
+from onnxft.grad.rules import activations as activations
+from onnxft.grad.rules import convolution as convolution
+from onnxft.grad.rules import elementwise as elementwise
+from onnxft.grad.rules import indexing as indexing
+from onnxft.grad.rules import normalization as normalization
+from onnxft.grad.rules import pooling as pooling
+from onnxft.grad.rules import products as products
+from onnxft.grad.rules import reductions as reductions
+from onnxft.grad.rules import shaping as shaping
+from onnxft.grad.rules import without as without

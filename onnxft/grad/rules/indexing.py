@@ -1,0 +1,104 @@
+"""Reading by index. Repeated indices add up: through ScatterElements, whose sums are exact.
+
+ScatterND with reduction="add" loses additions on the CPU provider with several threads, so no rule uses it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from onnxft.errors import GradientError
+from onnxft.grad.registry import Gradients, vjp
+from onnxft.graph.builder import (
+    Op,
+    expand_like,
+    pad_axis,
+    reshape,
+    static_axis,
+    static_ints,
+    zeros_like,
+)
+from onnxft.graph.shapes import Dim, dims, static_dims, symbolic_count
+
+SMALL_TABLE = 64
+"""Up to this many rows, a product with one-hot rows is cheap, and every provider has it."""
+
+
+@vjp("Gather")
+def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x[..., indices, ...] along axis      dx[..., indices, ...] += dy
+
+    Case 1: one constant index: dy surrounded by zeros.
+    Case 2: rows of a small table: one_hot(indices)^T dy.
+    Case 3: otherwise dy is added into zeros by ScatterElements.
+    """
+    x, indices = node.inputs
+    assert x is not None and indices is not None
+    axis = static_axis(node, 0)
+    before, after = dims(x)[:axis], dims(x)[axis + 1 :]
+    picked = _product(dims(indices))
+    dy = reshape(op, dy, [*before, picked, *after])
+    if picked == 1 and ir.convenience.get_const_tensor(indices) is not None:
+        (size,) = static_dims(x, axis, axis + 1)
+        (index,) = static_ints(node, 1) or [0]
+        return pad_axis(op, dy, axis, index % size, size - 1 - index % size), None
+    flat = reshape(op, indices, [*[1] * len(before), picked, *[1] * len(after)])
+    size = dims(x)[axis]
+    if axis == 0 and isinstance(size, int) and size <= SMALL_TABLE and symbolic_count(after) == 0:
+        row = math.prod(static_dims(x, 1))
+        one_hot = _one_hot(op, reshape(op, flat, [picked, 1]), size, dy)
+        dx = op.Gemm(one_hot, reshape(op, dy, [picked, row]), transA=1)
+        return reshape(op, dx, dims(x)), None
+    return op.ScatterElements(zeros_like(op, x), expand_like(op, flat, dy), dy, axis=axis, reduction="add"), None
+
+
+@vjp("GatherElements")
+def gather_elements(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y[i] = x[indices[i]] along axis      dx[indices[i]] += dy[i]"""
+    x, indices = node.inputs
+    assert x is not None
+    zeros = zeros_like(op, x)
+    return op.ScatterElements(zeros, indices, dy, axis=static_axis(node, 0), reduction="add"), None
+
+
+@vjp("ScatterElements")
+def scatter_elements(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x but for y[indices[i]] = u[i] along axis      dx = dy but for dx[indices[i]] = 0,  du[i] = dy[indices[i]]
+
+    With reduction = add: y[indices[i]] += u[i]      dx = dy,  du[i] = dy[indices[i]]
+    """
+    _, indices, updates = node.inputs
+    assert updates is not None
+    axis = static_axis(node, 0)
+    du = op.GatherElements(dy, indices, axis=axis)
+    reduction = node.attributes.get_string("reduction", "none")
+    if reduction == "add":
+        return dy, None, du
+    if reduction == "none":
+        return op.ScatterElements(dy, indices, zeros_like(op, updates), axis=axis), None, du
+    raise GradientError(
+        f"ScatterElements '{node.name}' with reduction '{reduction}' has no rule; use the reductions none or add"
+    )
+
+
+@vjp("CumSum")
+def cum_sum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = running sum of x along axis      dx = running sum of dy from the other end"""
+    _, axis = node.inputs
+    exclusive, reverse = node.attributes.get_int("exclusive", 0), node.attributes.get_int("reverse", 0)
+    return op.CumSum(dy, axis, exclusive=exclusive, reverse=1 - reverse), None
+
+
+def _one_hot(op: Op, indices: ir.Value, size: int, like: ir.Value) -> ir.Value:
+    """(indices, 1) -> (indices, size), with the element type of `like`; negative indices count from the end."""
+    indices = op.Cast(indices, to=int(ir.DataType.INT64))
+    wrapped = op.Where(op.Less(indices, 0), op.Add(indices, size), indices)
+    return op.Cast(op.Equal(wrapped, list(range(size))), to=int(like.dtype))
+
+
+def _product(shape: tuple[Dim, ...]) -> int | None:
+    """Number of values, None if a dimension is not static."""
+    static = [d for d in shape if isinstance(d, int)]
+    return math.prod(static) if len(static) == len(shape) else None

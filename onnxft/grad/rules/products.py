@@ -1,0 +1,93 @@
+"""Matrix products. A batch that one factor lacks is folded into the rows, so that its gradient is one Gemm."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxft.errors import GradientError
+from onnxft.grad.registry import Gradients, vjp
+from onnxft.graph.builder import Op, reshape, reshape_like, swap_last_two
+from onnxft.graph.shapes import dims
+
+
+@vjp("MatMul")
+def matmul(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = a b      da = dy b^T,  db = a^T dy
+
+    Case 1: b is a matrix, the weight of a layer: rows of a and dy are folded, (..., k) -> (rows, k).
+    Case 2: both are batches of matrices; the engine sums where one was broadcast.
+    A vector a (k,) counts as (1, k) and a vector b (k,) as (k, 1).
+    """
+    a, b = node.inputs
+    assert a is not None and b is not None
+    rank_a, rank_b = len(dims(a)), len(dims(b))
+    if rank_b == 1:
+        b = op.Unsqueeze(b, [1])
+        dy = op.Unsqueeze(dy, [-1])
+    if rank_a == 1:
+        dy = op.Unsqueeze(dy, [-2])
+        a = op.Unsqueeze(a, [0])
+    if len(dims(b)) == 2:
+        rows_a, rows_dy = _rows(op, a), _rows(op, dy)
+        da = reshape_like(op, op.Gemm(rows_dy, b, transB=1), a)
+        db = op.Gemm(rows_a, rows_dy, transA=1)
+    else:
+        da = op.MatMul(dy, swap_last_two(op, b))
+        db = op.MatMul(swap_last_two(op, a), dy)
+    if rank_a == 1:
+        da = op.Squeeze(da, [-2])
+    if rank_b == 1:
+        db = op.Squeeze(db, [-1])
+    return da, db
+
+
+@vjp("Gemm")
+def gemm(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = alpha * A' B' + beta * c      dA' = alpha * dy B'^T,  dB' = alpha * A'^T dy,  dc = beta * dy
+
+    A' is a or its transpose (transA), B' is b or its transpose (transB).
+    """
+    a, b, *c = node.inputs
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    trans_a, trans_b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
+    if trans_a:
+        da = op.Gemm(b, dy, alpha=alpha, transA=trans_b, transB=1)
+    else:
+        da = op.Gemm(dy, b, alpha=alpha, transB=1 - trans_b)
+    if trans_b:
+        db = op.Gemm(dy, a, alpha=alpha, transA=1, transB=trans_a)
+    else:
+        db = op.Gemm(a, dy, alpha=alpha, transA=1 - trans_a)
+    if not c:
+        return da, db
+    return da, db, None if c[0] is None else dy if beta == 1.0 else op.Mul(dy, beta)
+
+
+@vjp("Einsum")
+def einsum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = einsum("ij,jk->ik", a, b)      da = einsum("ik,jk->ij", dy, b),  db = einsum("ij,ik->jk", a, dy)
+
+    Every letter of an input must be a letter of the output or of another input, once in each term.
+    """
+    equation = node.attributes.get_string("equation").replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    letters = terms.split(",")
+    if not arrow:
+        flat = terms.replace(",", "")
+        result = "".join(sorted(letter for letter in set(flat) if flat.count(letter) == 1))
+    gradients = []
+    for i, term in enumerate(letters):
+        others = [*letters[:i], result, *letters[i + 1 :]]
+        if "." in equation or len(set(term)) < len(term) or not set(term) <= set("".join(others)):
+            raise GradientError(
+                f"Einsum '{node.name}' with the equation '{equation}' has no rule: an ellipsis, a diagonal or an "
+                "index summed within one input. Write it as MatMul, ReduceSum and Transpose."
+            )
+        factors = [*node.inputs[:i], dy, *node.inputs[i + 1 :]]
+        gradients.append(op.Einsum(*factors, equation=f"{','.join(others)}->{term}"))
+    return gradients
+
+
+def _rows(op: Op, x: ir.Value) -> ir.Value:
+    """(..., k) -> (rows, k)"""
+    return x if len(dims(x)) == 2 else reshape(op, x, [None, dims(x)[-1]])

@@ -1,0 +1,56 @@
+"""The forward model as every exporter hands it on: two graphs in the internal form, and what is in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor of the source model: a parameter, or a buffer that is never trained."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    """`parameter` or `buffer`."""
+    tied_to: tuple[str, ...] = ()
+    """Other names of the same storage; the graph has the tensor once, under `name`."""
+    used: bool = True
+    """Whether the exported graph reads it."""
+
+    @property
+    def size(self) -> int:
+        """Number of scalar values."""
+        size = 1
+        for dim in self.shape:
+            size *= dim
+        return size
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A model ready to be trained.
+
+    Both graphs are in the internal form: opset 18, IR 10, functions inlined, constants as
+    initializers, shapes inferred, the batch dimension symbolic under the name `batch`; every tensor
+    of `tensors` is an initializer under its name (where the graph uses it) and no two share one.
+    """
+
+    name: str
+    train: ir.Model
+    """Training behaviour: Dropout and random operators are in it; normalisation is frozen."""
+    infer: ir.Model
+    """Inference behaviour, original input and output names."""
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    """Names of the data inputs, the same in both graphs."""
+    outputs: tuple[str, ...]
+    """Names of the outputs, the same in both graphs."""
+    example_rows: int = 1
+    """Rows of the example batch: the default batch size."""
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the user should know about the export (a renamed input, dropped precision, ...)."""

@@ -1,0 +1,88 @@
+"""Bringing a graph to the internal form that rules and generators read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from onnxft.errors import ModelError
+from onnxft.graph.shapes import dims, symbolic_count
+from onnxft.manifest import BATCH
+
+OPSET = 18
+IR_VERSION = 10
+_FOLDED_SIZE = 1 << 16
+"""Values of at most this many elements are folded: shape arithmetic and small tables, not copies of weights."""
+
+
+def normalize(model: ir.Model, tensors: Collection[str]) -> None:
+    """Bring `model` to the internal form, in place.
+
+    Functions are inlined, constants become initializers, shape arithmetic is folded, the batch
+    dimension is called `batch`, shapes are inferred. Initializers named in `tensors` keep name and
+    value, and are never merged: not even when two are equal.
+
+    Raises:
+        ModelError: the model has another opset, or an input whose first dimension is not symbolic.
+    """
+    common.InlinePass()(model)
+    version = model.opset_imports.get("", 0)
+    if version != OPSET:
+        raise ModelError(f"the model has opset {version}; onnxft works on opset {OPSET}. Export it with opset_version={OPSET}.")
+    model.ir_version = IR_VERSION
+    _name_batch(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    kept = set(tensors)
+    optimizer.fold_constants(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_FOLDED_SIZE,
+        output_size_limit=_FOLDED_SIZE,
+        should_fold=lambda node: False if any(v is not None and v.name in kept for v in node.inputs) else None,
+    )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.ShapeInferencePass(data_prop=True)(model)
+    _make_reshapes_static(model.graph)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.TopologicalSortPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Call the first symbolic dimension of the inputs `batch` everywhere."""
+    graph = model.graph
+    names = {d.value for v in graph.inputs if v.shape for d in v.shape[:1] if not isinstance(d, int)}
+    for value in graph.inputs:
+        if value.shape is None or len(value.shape) == 0 or isinstance(value.shape[0], int):
+            raise ModelError(
+                f"input '{value.name}' has the shape {list(dims(value)) if value.shape else '?'}; its first dimension "
+                "must be the symbolic batch. Export with a dynamic first dimension."
+            )
+        value.shape = ir.Shape([BATCH, *value.shape[1:]])
+    for node in graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([BATCH if not isinstance(d, int) and d.value in names else d for d in value.shape])
+
+
+def _make_reshapes_static(graph: ir.Graph) -> None:
+    """Give each Reshape whose result has one symbolic dimension a constant target with one -1.
+
+    The run-time arithmetic behind the old target then has no reader and goes.
+    """
+    for node in list(graph):
+        if node.op_type != "Reshape" or node.outputs[0].shape is None:
+            continue
+        shape = dims(node.outputs[0])
+        target = node.inputs[1]
+        if target is None or target.const_value is not None or symbolic_count(shape) > 1:
+            continue
+        tensor = ir.tensor([d if isinstance(d, int) else -1 for d in shape], dtype=ir.DataType.INT64)
+        value = ir.Value(name=f"{node.outputs[0].name}.shape", const_value=tensor, shape=ir.Shape([len(shape)]), type=ir.TensorType(ir.DataType.INT64))
+        graph.register_initializer(value)
+        node.replace_input_with(1, value)

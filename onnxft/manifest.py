@@ -1,0 +1,240 @@
+"""The manifest of an artifact: the only thing that the build half and the run half share.
+
+Plain frozen dataclasses, written to and read from `manifest.json`. Reading validates types
+(msgspec) and then the relations that types cannot say (`Manifest.check`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from onnxft.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+PARAMETERS_FILE = "parameters.safetensors"
+FROZEN_FILE = "frozen.safetensors"
+BATCH = "batch"
+"""Name of the symbolic batch dimension in every graph."""
+
+Role = Literal[
+    "input", "label", "sample_weight", "feature", "parameter", "buffer", "accumulator", "state",
+    "lr", "weight_decay", "step", "max_norm", "max_value", "random",
+    "loss_sum", "weight_sum", "gradient", "metric", "output",
+]  # fmt: skip
+GraphRole = Literal[
+    "gradients", "update", "train", "eval", "infer", "trunk",
+    "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How the host draws a `random` input.
+
+    `dropout`: 0 with probability `ratio`, else 1 / (1 - ratio). `uniform`: on [low, high).
+    `normal`: with mean `low` and standard deviation `high`.
+    """
+
+    kind: Literal["dropout", "uniform", "normal"]
+    ratio: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a graph."""
+
+    name: str
+    role: Role
+    dtype: str
+    """numpy name of the element type: `float32`, `int64`, ..."""
+    shape: tuple[int | str, ...]
+    """Dimensions; a string is a symbolic one."""
+    parameter: str | None = None
+    """The parameter that a parameter, accumulator, gradient or state belongs to."""
+    slot: str | None = None
+    """Which state of the optimizer (`exp_avg`, `momentum_buffer`, ...) or which metric."""
+    group: str | None = None
+    """Parameter group of an lr or weight_decay."""
+    distribution: Distribution | None = None
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """One graph of the artifact."""
+
+    file: str
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
+    precision: str = "float32"
+    provider: str | None = None
+    """The provider it was built for; None: any."""
+
+    def named(self, role: Role, side: Literal["inputs", "outputs"] = "inputs") -> tuple[Port, ...]:
+        """The ports of one role, in file order."""
+        ports = self.inputs if side == "inputs" else self.outputs
+        return tuple(p for p in ports if p.role == role)
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Where the raw little-endian bytes of a tensor lie in a file."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How an added parameter is merged into a model parameter for inference."""
+
+    target: str
+    rule: str
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One trained parameter, under its PyTorch (or initializer) name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: str = "default"
+    origin: Literal["model", "added"] = "model"
+    tied_to: tuple[str, ...] = ()
+    """Other names of the same tensor in the source model."""
+    merge: Merge | None = None
+    inference: ByteRange | None = None
+    """Its bytes in the inference model."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss fixed at export."""
+
+    kind: Literal["cross_entropy", "mse"]
+    output: str
+    """The model output that it reads."""
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimizer fixed at export; rate and decay are inputs of the graphs."""
+
+    kind: Literal["adamw", "sgd"]
+    options: dict[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    """Default value of the `weight_decay` inputs."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the run half knows about an artifact."""
+
+    name: str
+    generator: Literal["native", "ort-training"]
+    batch_size: int
+    """Rows that a session fixes unless told otherwise."""
+    graphs: dict[GraphRole, GraphFile]
+    parameters: tuple[Parameter, ...]
+    loss: Loss
+    optimizer: Optimizer
+    frozen_parameters: int
+    """Number of scalar values in parameters that are not trained."""
+    classes: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    """sha256 of every file, by name."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Packages that built the artifact."""
+    schema_version: int = SCHEMA_VERSION
+
+    def graph(self, role: GraphRole) -> GraphFile:
+        """The graph of a role; ArtifactError if the artifact has none."""
+        try:
+            return self.graphs[role]
+        except KeyError:
+            raise ArtifactError(
+                f"artifact '{self.name}' has no '{role}' graph (it has {', '.join(sorted(self.graphs))}). "
+                f"It was generated by '{self.generator}': export it again for this use."
+            ) from None
+
+    @property
+    def num_trainable(self) -> int:
+        """Number of scalar values that are trained."""
+        return sum(_size(p.shape) for p in self.parameters)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the parameter groups, in order of first use."""
+        return tuple(dict.fromkeys(p.group for p in self.parameters))
+
+    def to_json(self) -> bytes:
+        """Indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = FILE_NAME) -> Manifest:
+        """Decode and check; ArtifactError names the field that does not fit."""
+        try:
+            version = msgspec.json.decode(data)
+            version = version.get("schema_version") if isinstance(version, dict) else None
+            if version != SCHEMA_VERSION:
+                raise ArtifactError(
+                    f"{where} has schema version {version!r}; this onnxft reads version {SCHEMA_VERSION}. "
+                    "Export the artifact again, or install the onnxft release that wrote it."
+                )
+            manifest = msgspec.json.decode(data, type=cls)
+        except msgspec.MsgspecError as err:
+            raise ArtifactError(f"{where} is not a manifest of onnxft: {err}. Export the artifact again.") from err
+        manifest.check(where)
+        return manifest
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """Read `manifest.json` of an artifact directory; ArtifactError where it is missing or does not fit."""
+        path = directory / FILE_NAME
+        if not path.is_file():
+            hint = "the directory does not exist" if not directory.is_dir() else f"it holds no {FILE_NAME}"
+            raise ArtifactError(f"'{directory}' is not an artifact: {hint}. Make one with `onnxft export`.")
+        return cls.from_json(path.read_bytes(), str(path))
+
+    def check(self, where: str = FILE_NAME) -> None:
+        """Relations that types cannot say."""
+        for problem in self._problems():
+            raise ArtifactError(f"{where}: {problem}. Export the artifact again.")
+
+    def _problems(self) -> Iterator[str]:
+        if self.batch_size < 1:
+            yield f"batch_size is {self.batch_size}, it must be at least 1"
+        names = {p.name for p in self.parameters}
+        if len(names) != len(self.parameters):
+            yield "a parameter is listed twice"
+        if not names:
+            yield "no parameter is trained"
+        for role, graph in self.graphs.items():
+            if graph.file not in self.files:
+                yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
+            for port in (*graph.inputs, *graph.outputs):
+                if port.parameter is not None and port.parameter not in names:
+                    yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"
+        for file in self.files:
+            if file != Path(file).name or file in ("", ".", ".."):
+                yield f"the file name {file!r} leaves the artifact directory"
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for dim in shape:
+        size *= dim
+    return size

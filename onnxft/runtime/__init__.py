@@ -1,0 +1,1 @@
+"""The run half: providers, sessions, engines and checkpoints; onnxruntime and numpy only."""

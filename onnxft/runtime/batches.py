@@ -1,0 +1,131 @@
+"""From a user's batch to a complete one: checked, padded to the fixed size, random inputs drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxft.errors import DataError, near
+from onnxft.manifest import BATCH, Distribution, Loss, Port
+from onnxft.runtime.engine import Array, Arrays
+
+SAMPLE_WEIGHTS = "sample_weights"
+LABELS = "labels"
+
+
+def check_batch(
+    batch: Arrays, ports: tuple[Port, ...], loss: Loss, *, labels: bool = True
+) -> tuple[dict[str, Array], int]:
+    """The arrays of a batch in the element types of the ports, and its number of rows.
+
+    Args:
+        batch: {port name: (rows, ...) array}, optionally with `sample_weights` (rows,).
+        ports: input and label ports.
+        loss: says the range of class labels.
+        labels: whether label ports must be present.
+
+    Raises:
+        DataError: a name, shape, element type or value does not fit; names the array, the reason and the row.
+    """
+    wanted = {p.name: p for p in ports if labels or p.role != "label"}
+    for name in batch:
+        if name not in wanted and name != SAMPLE_WEIGHTS:
+            raise DataError(f"the model has no input '{name}'.{near(name, [*wanted, SAMPLE_WEIGHTS])}")
+    for name in wanted:
+        if name not in batch:
+            raise DataError(f"the batch lacks '{name}'; it has {', '.join(repr(n) for n in batch) or 'nothing'}.")
+    checked = {name: _typed(name, np.asarray(batch[name]), port) for name, port in wanted.items()}
+    rows = {name: len(array) for name, array in checked.items()}
+    count = next(iter(rows.values()))
+    if any(n != count for n in rows.values()):
+        raise DataError(f"arrays of one batch must have equally many rows, here {rows}.")
+    if count == 0:
+        raise DataError("the batch has no rows.")
+    for name, port in wanted.items():
+        if port.role == "label":
+            check_labels(name, checked[name], loss)
+    if SAMPLE_WEIGHTS in batch:
+        checked[SAMPLE_WEIGHTS] = _weights(np.asarray(batch[SAMPLE_WEIGHTS]), count)
+    return checked, count
+
+
+def check_labels(name: str, labels: Array, loss: Loss) -> None:
+    """DataError for a class label outside 0 .. num_classes - 1 (the runtimes would read other memory)."""
+    if loss.kind != "cross_entropy" or loss.num_classes is None:
+        return
+    bad = np.argwhere((labels < 0) | (labels >= loss.num_classes))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise DataError(
+            f"'{name}' has the value {labels[where]} at row {where[0]}; classes are 0 to {loss.num_classes - 1}. "
+            "Map the labels to that range, or export the model with more classes."
+        )
+
+
+def pad(batch: Arrays, rows: int, size: int) -> dict[str, Array]:
+    """The batch with `size` rows: the last real row repeated with weight 0 (zeros could give NaN, and 0 × NaN is NaN)."""
+    weights = batch.get(SAMPLE_WEIGHTS)
+    weights = np.ones(rows, np.float32) if weights is None else weights
+    if rows == size:
+        return {**batch, SAMPLE_WEIGHTS: weights}
+    padded = {
+        n: np.concatenate([a, np.repeat(a[-1:], size - rows, axis=0)]) for n, a in batch.items() if n != SAMPLE_WEIGHTS
+    }
+    return {**padded, SAMPLE_WEIGHTS: np.concatenate([weights, np.zeros(size - rows, np.float32)])}
+
+
+def draw(ports: tuple[Port, ...], size: int, *, seed: int, step: int, micro_step: int) -> dict[str, Array]:
+    """The random inputs of one micro-step.
+
+    Philox keyed by (seed, place) with (micro-step, step) in the upper counter words, so that each
+    draw depends on nothing else: repeatable on every provider and after a resume.
+    """
+    return {
+        port.name: _draw_one(port, size, np.random.Philox(key=[seed, place], counter=[0, 0, micro_step, step]))
+        for place, port in enumerate(p for p in ports if p.role == "random")
+    }
+
+
+def _draw_one(port: Port, size: int, bits: np.random.Philox) -> Array:
+    rng, what = np.random.Generator(bits), port.distribution or Distribution("uniform")
+    shape = [size if d == BATCH else int(d) for d in port.shape]
+    match what.kind:
+        case "dropout":
+            kept = rng.random(shape, np.float32) >= what.ratio
+            value = kept / (1.0 - what.ratio)
+        case "uniform":
+            value = what.low + (what.high - what.low) * rng.random(shape, np.float32)
+        case "normal":
+            value = what.low + what.high * rng.standard_normal(shape, np.float32)
+    return np.asarray(value, port.dtype)
+
+
+def _typed(name: str, array: Array, port: Port) -> Array:
+    target = np.dtype(port.dtype)
+    same_kind = array.dtype.kind == target.kind or (array.dtype.kind in "iu" and target.kind in "iu")
+    if not same_kind:
+        scale = " Pictures are scaled by you, as the model was trained." if array.dtype == np.uint8 else ""
+        raise DataError(f"'{name}' has the element type {array.dtype}, the model takes {target}: convert it.{scale}")
+    if array.ndim != len(port.shape) or any(
+        isinstance(d, int) and d != n for d, n in zip(port.shape, array.shape, strict=True)
+    ):
+        raise DataError(f"'{name}' has the shape {list(array.shape)}, the model takes {list(port.shape)}.")
+    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            where = tuple(int(i) for i in bad[0])
+            raise DataError(f"'{name}' has the value {array[where]} at {list(where)} (row {where[0]}): clean the data.")
+    typed = np.ascontiguousarray(array, target)
+    if target.kind in "iu" and array.dtype.itemsize > target.itemsize and not np.array_equal(typed, array):
+        raise DataError(f"'{name}' has values that do not fit {target}.")
+    return typed
+
+
+def _weights(weights: Array, rows: int) -> Array:
+    if weights.shape != (rows,) or weights.dtype.kind not in "fiu":
+        raise DataError(
+            f"'{SAMPLE_WEIGHTS}' has the shape {list(weights.shape)} and type {weights.dtype}; it must be one number for each of {rows} rows."
+        )
+    weights = weights.astype(np.float32)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise DataError(f"'{SAMPLE_WEIGHTS}' must be finite and not negative; the smallest is {weights.min()}.")
+    return weights

@@ -1,0 +1,59 @@
+"""Checkpoints: a directory that is there whole or not at all; no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from onnxft.errors import ArtifactError
+from onnxft.files import new_directory, recover, sha256, write_atomically
+from onnxft.runtime.engine import Array, Arrays
+
+_RECORD = "checkpoint.json"
+_TENSORS = ("parameters.safetensors", "state.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Counters of a training run and what they belong to."""
+
+    step_count: int
+    seed: int
+    artifact: str
+    optimizer: str
+    files: dict[str, str] = field(default_factory=dict)
+    """sha256 of the tensor files: the mark of completeness."""
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, parameters: Arrays, state: Arrays) -> None:
+    """Replace the directory `path`; a crash leaves the old or the new one."""
+    with new_directory(path) as beside:
+        for name, tensors in zip(_TENSORS, (parameters, state), strict=True):
+            write_atomically(beside / name, save(dict(tensors)))
+        files = {name: sha256(beside / name) for name in _TENSORS}
+        complete = Checkpoint(checkpoint.step_count, checkpoint.seed, checkpoint.artifact, checkpoint.optimizer, files)
+        write_atomically(beside / _RECORD, msgspec.json.format(msgspec.json.encode(complete)))
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Array], dict[str, Array]]:
+    """Record, parameters and state; ArtifactError where a file is missing or does not match its hash."""
+    place = recover(path)
+    if not (place / _RECORD).is_file():
+        raise ArtifactError(f"'{path}' is not a checkpoint: it has no {_RECORD}.")
+    try:
+        checkpoint = msgspec.json.decode((place / _RECORD).read_bytes(), type=Checkpoint)
+    except msgspec.MsgspecError as err:
+        raise ArtifactError(f"'{place / _RECORD}' is damaged: {err}.") from err
+    tensors = []
+    for name in _TENSORS:
+        if not (place / name).is_file() or sha256(place / name) != checkpoint.files.get(name):
+            raise ArtifactError(f"'{place / name}' is missing or damaged: this checkpoint cannot be resumed.")
+        try:
+            tensors.append(load((place / name).read_bytes()))
+        except SafetensorError as err:
+            raise ArtifactError(f"'{place / name}' is damaged: {err}.") from err
+    return checkpoint, tensors[0], tensors[1]

@@ -1,0 +1,107 @@
+"""The protocol behind `TrainSession`: all that the loop, the checkpoints and the benchmark know of an engine.
+
+An engine gets complete batches: every array has the fixed batch size, the right element type, and
+random inputs and sample weights are there. Checking, padding and drawing masks is done before it
+(`runtime/session.py`), arithmetic behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxft.manifest import Manifest
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """What one update takes besides gradients. Keys of `lr` and `weight_decay` are parameter groups."""
+
+    lr: dict[str, float]
+    weight_decay: dict[str, float]
+    step: int
+    """1 for the first update."""
+    max_norm: float = float("inf")
+    max_value: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Loss, weight and metrics of one batch as sums; read from the device when asked for."""
+
+    read: Callable[[], tuple[float, float, dict[str, float]]]
+    """() -> loss sum, weight sum, {metric: sum}"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of the evaluation graph on one batch (padding rows still in it)."""
+
+    loss_sum: float
+    weight_sum: float
+    metrics: dict[str, float]
+    """{metric: sum}"""
+    outputs: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was asked for and what runs."""
+
+    requested: str
+    obtained: str
+    nodes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """{graph role: {provider: number of nodes or fused subgraph nodes}}; empty where the runtime cannot tell."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Provider options that were set."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One open training run on one provider."""
+
+    manifest: Manifest
+    batch_size: int
+    supports_weights: bool
+    """Whether rows can be weighted, and so a short batch padded."""
+
+    @property
+    def placement(self) -> Placement:
+        """What was asked for and what runs."""
+
+    def step(self, batch: Arrays, hyper: Hyper) -> Sums:
+        """One optimizer step on one batch."""
+
+    def accumulate(self, batch: Arrays) -> Sums:
+        """Add the gradients of the batch's weighted loss sum to the accumulators."""
+
+    def update(self, hyper: Hyper, weight_sum: float) -> None:
+        """One optimizer step from the accumulators, divided by their weight sum; they are empty then."""
+
+    def gradients(self, batch: Arrays) -> tuple[dict[str, Array], float]:
+        """Gradients of the weighted loss sum and the weight sum; accumulators are left as they were."""
+
+    def evaluate(self, batch: Arrays) -> Evaluation:
+        """Loss and outputs in inference behaviour."""
+
+    def parameters(self) -> dict[str, Array]:
+        """Copies of the trained parameters."""
+
+    def set_parameters(self, values: Arrays) -> None:
+        """Replace the named parameters (shapes and types already checked)."""
+
+    def state(self) -> dict[str, Array]:
+        """Copies of the optimizer state, keyed `parameter/slot`."""
+
+    def set_state(self, values: Arrays) -> None:
+        """Replace the whole optimizer state."""
+
+    def close(self) -> None:
+        """Release sessions and buffers."""

@@ -1,0 +1,1 @@
+"""The graphs of a training step: selection, loss, gradients, optimizer; pure."""

@@ -1,0 +1,90 @@
+"""Random operators become `random` inputs, so that the host draws the numbers: repeatable everywhere."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxft.errors import ModelError
+from onnxft.graph.builder import Op, add_input
+from onnxft.graph.shapes import dims
+from onnxft.manifest import Distribution, Port
+
+_UNIFORM = ("RandomUniform", "RandomUniformLike")
+_NORMAL = ("RandomNormal", "RandomNormalLike")
+
+
+def randomness_to_inputs(op: Op) -> list[Port]:
+    """Replace every random operator of the graph of `op`, in place, and return the new inputs.
+
+    Dropout(x) becomes x * mask; uniform and normal numbers become the input itself; Bernoulli(p)
+    becomes (uniform < p).
+
+    Raises:
+        ModelError: a random operator whose shape or ratio is only known at run time.
+    """
+    graph = op.builder.graph
+    ports: list[Port] = []
+    for node in list(graph):
+        if node.op_type == "Dropout":
+            _replace_dropout(op, node, ports)
+        elif node.op_type in (*_UNIFORM, *_NORMAL):
+            low, high = ("low", "high") if node.op_type in _UNIFORM else ("mean", "scale")
+            what = Distribution(
+                "uniform" if node.op_type in _UNIFORM else "normal",
+                low=node.attributes.get_float(low, 0.0),
+                high=node.attributes.get_float(high, 1.0),
+            )
+            _replace(node, _input(op, node, node.outputs[0], what, ports))
+        elif node.op_type in ("Bernoulli", "Multinomial"):
+            raise ModelError(
+                f"the random operator {node.op_type} '{node.name}' is not supported in training graphs yet. Export with "
+                "dropout=False (--no-dropout), or use Dropout or torch.rand."
+            )
+    return ports
+
+
+def _replace_dropout(op: Op, node: ir.Node, ports: list[Port]) -> None:
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    ratio = _constant(node, 1, 0.5)
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        raise ModelError(f"the mask of Dropout '{node.name}' is read by the model; export with dropout=False.")
+    if not _constant(node, 2, 0.0) or ratio == 0.0:
+        _replace(node, x)
+        return
+    if not 0.0 < ratio < 1.0:
+        raise ModelError(f"Dropout '{node.name}' has the ratio {ratio}; it must be at least 0 and below 1.")
+    y.dtype, y.shape = x.dtype, x.shape
+    mask = _input(op, node, y, Distribution("dropout", ratio=ratio), ports)
+    graph = op.builder.graph
+    product = ir.Node("", "Mul", [x, mask], name=f"{node.name}.mask")
+    product.outputs[0].name, product.outputs[0].dtype, product.outputs[0].shape = f"{y.name}.masked", x.dtype, x.shape
+    graph.insert_before(node, product)
+    _replace(node, product.outputs[0])
+
+
+def _input(op: Op, node: ir.Node, like: ir.Value, what: Distribution, ports: list[Port]) -> ir.Value:
+    shape = dims(like)
+    if like.dtype is None or None in shape:
+        raise ModelError(
+            f"the shape {list(shape)} of the random {node.op_type} '{node.name}' is only known at run time. Export with "
+            "dropout=False (--no-dropout), or give it a static shape besides the batch."
+        )
+    name = f"random.{len(ports)}"
+    value = add_input(op, name, like.dtype, shape)
+    known = tuple(d for d in shape if d is not None)
+    ports.append(Port(name, "random", like.dtype.numpy().name, known, distribution=what))
+    return value
+
+
+def _replace(node: ir.Node, value: ir.Value) -> None:
+    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+
+
+def _constant(node: ir.Node, index: int, default: float) -> float:
+    if index >= len(node.inputs) or node.inputs[index] is None:
+        return default
+    tensor = ir.convenience.get_const_tensor(node.inputs[index])
+    if tensor is None:
+        raise ModelError(f"input {index} of Dropout '{node.name}' is computed at run time. Export with dropout=False.")
+    return float(tensor.numpy().reshape(()))

@@ -1,0 +1,61 @@
+"""Which parameters are trained: globs over their names."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxft.errors import SelectionError, near
+from onnxft.graph.forward import Forward, Tensor
+
+DEFAULT_GROUP = "default"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The trained parameters and their groups."""
+
+    trainable: tuple[str, ...]
+    groups: dict[str, str]
+    """{parameter: group}"""
+    skipped: dict[str, str]
+    """{tensor that a pattern matched but that is not trained: reason}"""
+
+
+def select(forward: Forward, train: Sequence[str] = ("*",), freeze: Sequence[str] = ()) -> Selection:
+    """Parameters that match a pattern of `train` and none of `freeze`, in the order of the model.
+
+    A pattern matches any of the names of a tied parameter. Statistics and other buffers are never trained.
+
+    Raises:
+        SelectionError: a pattern matches nothing, or nothing is left.
+    """
+    names = [name for t in forward.tensors for name in (t.name, *t.tied_to)]
+    for pattern in (*train, *freeze):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            stem = pattern.rstrip("*?.")
+            hint = near(stem, names) or " `onnxft export --dry-run` lists the names."
+            raise SelectionError(f"the pattern '{pattern}' matches no parameter of '{forward.name}'.{hint}")
+    chosen = [t for t in forward.tensors if _matches(t, train) and not _matches(t, freeze)]
+    skipped = {t.name: reason for t in chosen if (reason := _unfit(t))}
+    trainable = tuple(t.name for t in chosen if t.name not in skipped)
+    if not trainable:
+        raise SelectionError(
+            f"nothing is left to train of '{forward.name}' with train={list(train)} and freeze={list(freeze)}"
+            + (f": {'; '.join(f'{n} ({r})' for n, r in list(skipped.items())[:3])}" if skipped else "")
+            + "."
+        )
+    return Selection(trainable, dict.fromkeys(trainable, DEFAULT_GROUP), skipped)
+
+
+def _matches(tensor: Tensor, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for name in (tensor.name, *tensor.tied_to) for p in patterns)
+
+
+def _unfit(tensor: Tensor) -> str | None:
+    if tensor.kind == "buffer":
+        return "a buffer, not a parameter"
+    if not tensor.dtype.startswith("float"):
+        return f"its type {tensor.dtype} has no gradient"
+    return None if tensor.used else "the model does not read it"

@@ -1,0 +1,133 @@
+"""Small transforms of gradients, from which optimizers are chained.
+
+A transform takes the gradient `g` of one parameter `p` and returns what stands for it further down
+the chain, with the new value of each of its state slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxft.graph.builder import Op
+
+
+@dataclass
+class Scalars:
+    """Scalar inputs of the graph that one parameter's update reads."""
+
+    lr: ir.Value
+    weight_decay: ir.Value
+    step: ir.Value
+    shared: dict[str, ir.Value] = field(default_factory=dict)
+    """Values that are the same for every parameter of the graph, computed once."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One link of a chain."""
+
+    slots: tuple[str, ...]
+    apply: Callable[[Op, ir.Value, ir.Value, dict[str, ir.Value], Scalars], tuple[ir.Value, dict[str, ir.Value]]]
+    """(op, g, p, {slot: value}, scalars) -> (g', {slot: new value})"""
+
+
+def chain(*links: Transform) -> Transform:
+    """Apply `links` one after the other."""
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        new: dict[str, ir.Value] = {}
+        for link in links:
+            g, changed = link.apply(op, g, p, {s: state[s] for s in link.slots}, scalars)
+            new.update(changed)
+        return g, new
+
+    return Transform(tuple(s for link in links for s in link.slots), apply)
+
+
+def scale_by_adam(beta1: float, beta2: float, eps: float) -> Transform:
+    """m ← β₁m + (1-β₁)g,  v ← β₂v + (1-β₂)g²,  g' = (m / c₁) / (√v / √c₂ + ε),  cᵢ = 1 - βᵢᵗ
+
+    Kingma and Ba, Adam (2015), algorithm 1; the order of operations is torch.optim.AdamW's.
+    """
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        m = op.Add(op.Mul(state["exp_avg"], beta1), op.Mul(g, 1.0 - beta1))
+        v = op.Add(op.Mul(state["exp_avg_sq"], beta2), op.Mul(op.Mul(g, g), 1.0 - beta2))
+        root_c2 = _once(scalars, "root_c2", lambda: op.Sqrt(_bias_correction(op, scalars.step, beta2)))
+        c1 = _once(scalars, "c1", lambda: _bias_correction(op, scalars.step, beta1))
+        denominator = op.Add(op.Div(op.Sqrt(v), root_c2), eps)
+        return op.Div(op.Div(m, c1), denominator), {"exp_avg": m, "exp_avg_sq": v}
+
+    return Transform(("exp_avg", "exp_avg_sq"), apply)
+
+
+def add_decayed_weights() -> Transform:
+    """g' = g + λp"""
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        return op.Add(g, op.Mul(p, scalars.weight_decay)), {}
+
+    return Transform((), apply)
+
+
+def trace(momentum: float) -> Transform:
+    """b ← μb + g,  g' = b   (torch.optim.SGD: its first step, b = g, is the same since b starts at 0)"""
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        b = op.Add(op.Mul(state["momentum_buffer"], momentum), g)
+        return b, {"momentum_buffer": b}
+
+    return Transform(("momentum_buffer",), apply)
+
+
+def scale_by_lr() -> Transform:
+    """g' = ηg"""
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        return op.Mul(g, scalars.lr), {}
+
+    return Transform((), apply)
+
+
+def clip_by_value(op: Op, gradients: dict[str, ir.Value], max_value: ir.Value) -> dict[str, ir.Value]:
+    """g' = min(max(g, -a), a), element by element   (torch.nn.utils.clip_grad_value_)"""
+    low = op.Neg(max_value)
+    return {name: op.Clip(g, low, max_value) for name, g in gradients.items()}
+
+
+def clip_by_global_norm(op: Op, gradients: dict[str, ir.Value], max_norm: ir.Value) -> dict[str, ir.Value]:
+    """g' = g · min(1, c / (‖all g‖₂ + 1e-6))   (torch.nn.utils.clip_grad_norm_)"""
+    squares = [op.ReduceSumSquare(g, keepdims=0) for g in gradients.values()]
+    norm = op.Sqrt(op.Sum(*squares))
+    factor = op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0)
+    return {name: op.Mul(g, factor) for name, g in gradients.items()}
+
+
+def _bias_correction(op: Op, step: ir.Value, beta: float) -> ir.Value:
+    """1 - βᵗ = -2h / (1 - h) with h = tanh(t·log β / 2)
+
+    In float32 the plain form loses four digits at the first steps, where βᵗ is close to 1; tanh keeps
+    its relative precision near 0.
+    """
+    h = op.Tanh(op.Mul(step, math.log(beta) / 2))
+    return op.Div(op.Mul(h, -2.0), op.Sub(1.0, h))
+
+
+def _once(scalars: Scalars, name: str, make: Callable[[], ir.Value]) -> ir.Value:
+    if name not in scalars.shared:
+        scalars.shared[name] = make()
+    return scalars.shared[name]

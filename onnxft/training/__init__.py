@@ -1,0 +1,1 @@
+"""The training loop: configuration, data, schedules, metrics, records (numpy only)."""

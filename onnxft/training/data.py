@@ -1,0 +1,133 @@
+"""A data set in memory: named arrays whose first dimension counts rows."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxft.errors import DataError
+from onnxft.manifest import Manifest, Port
+from onnxft.runtime.batches import LABELS, SAMPLE_WEIGHTS, check_batch
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs under the names of the exported graph, `labels`, and optionally `sample_weights`, each (rows, ...)."""
+
+    arrays: Mapping[str, Array]
+    source: str = "the data"
+    """Where it comes from, for messages."""
+
+    def __post_init__(self) -> None:
+        """DataError unless every array has the same, positive number of rows."""
+        if not self.arrays:
+            raise DataError(f"{self.source} holds no array. It needs every model input and '{LABELS}'.")
+        for name, array in self.arrays.items():
+            if array.ndim == 0:
+                raise DataError(f"{self.source}: '{name}' is a single value; its first dimension must count rows.")
+        rows = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(rows.values())) > 1:
+            counts = ", ".join(f"'{name}' {count}" for name, count in rows.items())
+            raise DataError(f"{self.source}: the arrays must have equally many rows, but have {counts}.")
+        if len(self) == 0:
+            raise DataError(f"{self.source}: '{next(iter(rows))}' has 0 rows. At least one is needed.")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    @classmethod
+    def load(cls, path: Path) -> Dataset:
+        """Read an `.npz` file, without pickle. All of it is in memory then: arrays of an archive cannot be mapped.
+
+        Raises:
+            DataError: the file is missing, is no `.npz`, or holds Python objects.
+        """
+        if path.suffix != ".npz":
+            raise DataError(
+                f"'{path}' is not an .npz file. Write one with numpy.savez: inputs by name, and '{LABELS}'."
+            )
+        try:
+            # Opened here, because numpy leaves a damaged archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return cls({name: archive[name] for name in archive.files}, f"'{path}'")
+        except FileNotFoundError:
+            raise DataError(f"there is no data file '{path}'.") from None
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
+            raise DataError(
+                f"'{path}' cannot be read as .npz: {err}. Write it with numpy.savez, from arrays of numbers."
+            ) from err
+
+    def checked(self, manifest: Manifest) -> Dataset:
+        """The same data in the element types of the model.
+
+        Raises:
+            DataError: an array is missing, unknown, of another kind or shape, cannot be converted without loss, or
+                holds a label outside the classes, NaN or infinity. Names the array, the index and the value.
+        """
+        ports = data_ports(manifest)
+        try:
+            arrays, _ = check_batch(self.arrays, ports, manifest.loss)
+        except DataError as err:
+            raise DataError(f"{self.source}: {err}") from err
+        for port in ports:
+            self._require_lossless(port.name, arrays[port.name])
+        return Dataset(arrays, self.source)
+
+    def batches(
+        self, size: int, *, seed: int, epoch: int, shuffle: bool = True, drop_short: bool = False
+    ) -> Iterator[dict[str, Array]]:
+        """Batches of `size` rows, the last one shorter unless `drop_short`.
+
+        The order depends on (seed, epoch) alone, so that an epoch can be repeated at any time.
+        """
+        rows = len(self)
+        order = np.arange(rows)
+        if shuffle:
+            order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+        for start in range(0, num_batches(rows, size, drop_short=drop_short) * size, size):
+            chosen = order[start : start + size]
+            yield {name: array[chosen] for name, array in self.arrays.items()}
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of names, types, shapes and values."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.arrays.items()):
+            digest.update(f"{name} {array.dtype} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _require_lossless(self, name: str, typed: Array) -> None:
+        given = self.arrays[name]
+        # Comparing in the given type: a narrower float, or an integer that wrapped around, differs there.
+        differs = typed.astype(given.dtype) != given
+        if differs.any():
+            where = tuple(int(i) for i in np.argwhere(differs)[0])
+            raise DataError(
+                f"{self.source}: '{name}' is {given.dtype}, the model takes {typed.dtype}, and the value "
+                f"{given[where]!r} at {list(where)} would become {typed[where]!r}. "
+                f"If that is meant, convert it yourself: .astype('{typed.dtype}')."
+            )
+
+
+def num_batches(rows: int, size: int, *, drop_short: bool = False) -> int:
+    """Rows / size, rounded down if the short batch is dropped, else up."""
+    return rows // size if drop_short else -(-rows // size)
+
+
+def data_ports(manifest: Manifest) -> tuple[Port, ...]:
+    """Inputs and labels of the model, as the first graph that has them says."""
+    role = next((r for r in ("eval", "train", "ort_eval") if r in manifest.graphs), "eval")
+    graph = manifest.graph(role)  # type: ignore[arg-type]
+    return (*graph.named("input"), *graph.named("label"))
+
+
+__all__ = ["LABELS", "SAMPLE_WEIGHTS", "Dataset", "data_ports", "num_batches"]

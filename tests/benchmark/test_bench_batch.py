@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxft.benchmark.batch import draws_random_numbers, input_ports, random_batch, trains_buffers
+from onnxft.errors import ArtifactError
+from onnxft.manifest import BATCH, GraphFile, Manifest, Port
+
+MakeManifest = Callable[..., Manifest]
+
+
+def test_batch_has_the_shapes_types_and_ranges_of_the_ports(fake_manifest: MakeManifest) -> None:
+    batch = random_batch(fake_manifest(), batch_size=400, seed=3)
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
+        "image": ((400, 3, 5, 7), "float32"),
+        "mask": ((400, 11), "int64"),
+        "labels": ((400,), "int64"),
+    }
+    assert set(np.unique(batch["labels"])) == {0, 1, 2, 3}
+    assert set(np.unique(batch["mask"])) == {0, 1}
+    assert abs(float(batch["image"].mean())) < 0.05
+    assert float(batch["image"].std()) == pytest.approx(1, abs=0.05)
+
+
+def test_batch_depends_on_the_seed_alone(fake_manifest: MakeManifest) -> None:
+    first, again, other = (random_batch(fake_manifest(), 2, seed) for seed in (5, 5, 6))
+    assert all((first[name] == again[name]).all() for name in first)
+    assert not (first["image"] == other["image"]).all()
+
+
+def test_ports_come_from_the_first_graph_there_is(fake_manifest: MakeManifest) -> None:
+    whole = fake_manifest()
+    ort = replace(whole, graphs={"ort_training": GraphFile("t.onnx", whole.graphs["eval"].inputs)})
+    assert [p.name for p in input_ports(ort)] == ["image", "mask"]
+    with pytest.raises(ArtifactError, match="there is no step to measure"):
+        input_ports(replace(whole, graphs={}))
+
+
+def test_an_open_dimension_is_named(fake_manifest: MakeManifest) -> None:
+    ports = (Port("tokens", "input", "int64", (BATCH, "sequence")), Port("labels", "label", "int64", (BATCH,)))
+    opened = replace(fake_manifest(), graphs={"eval": GraphFile("eval.onnx", ports)})
+    with pytest.raises(ArtifactError, match="'tokens' has the open dimension 'sequence'"):
+        random_batch(opened, 2, 0)
+
+
+def test_random_ports_and_buffers_of_the_training_graph_are_seen(fake_manifest: MakeManifest) -> None:
+    assert draws_random_numbers(fake_manifest(random=True))
+    assert not draws_random_numbers(fake_manifest())
+    buffers = (Port("bn.running_mean", "buffer", "float32", (3,)),)
+    assert trains_buffers(replace(fake_manifest(), graphs={"train": GraphFile("train.onnx", buffers)}))
+    assert not trains_buffers(fake_manifest())

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxft.benchmark.config import BenchConfig, Side, read_config_file
+from onnxft.errors import ConfigError
+
+
+def test_sides_are_baselines_then_providers() -> None:
+    config = BenchConfig(providers=("openvino", "cpu"), baselines=("torch",), source="m:f")
+    assert config.sides == (Side("torch", "baseline"), Side("openvino", "provider"), Side("cpu", "provider"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"provider": ["cpu"]}, "unknown key 'provider'. Did you mean 'providers'?"),
+        ({"min_steps": "many"}, "min_steps"),
+        ({"providers": []}, "both empty"),
+        ({"providers": ["cpu", "cpu"]}, "named twice"),
+        ({"baselines": ["toch"]}, "Did you mean 'torch'?"),
+        ({"baselines": ["torch"]}, "--source"),
+        ({"source": "m:f"}, "--baseline torch"),
+        ({"python": {"openvin": "/x"}, "providers": ["openvino"]}, "'openvin', which does not take part"),
+        ({"batch_size": 0}, "'batch_size' is 0"),
+        ({"threads": -1}, "'threads' is -1"),
+        ({"warmup_steps": -1}, "'warmup_steps'"),
+        ({"min_steps": 1}, "at least 2"),
+        ({"min_steps": 30, "max_steps": 20}, "'max_steps' (20) is less than 'min_steps' (30)"),
+        ({"time_limit_seconds": 1, "min_seconds": 3}, "must exceed 'min_seconds' (3.0)"),
+        ({"fail_under": 0}, "must be positive"),
+        ({"fail_under": 2.0}, "name a second side"),
+    ],
+)
+def test_contradictions_are_named(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        BenchConfig.from_mapping(values)
+    assert words in str(caught.value)
+
+
+def test_a_file_is_read_as_plain_values(tmp_path: Path) -> None:
+    file = tmp_path / "bench.yaml"
+    file.write_text("providers: [cpu, openvino]\nmin-steps: 20\nmin_seconds: 1\n")
+    config = BenchConfig.from_mapping(read_config_file(file))
+    assert (config.providers, config.min_steps, config.min_seconds) == (("cpu", "openvino"), 20, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("source: file.py:make\n", "names code to run"),
+        ("python: {cpu: /bin/sh}\n", "names code to run"),
+        ("- cpu\n", "holds list"),
+        ("!!python/object/apply:os.getcwd []\n", "cannot read"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_a_file_cannot_name_code(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "bench.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_config_file(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        read_config_file(tmp_path / "nowhere.yaml")

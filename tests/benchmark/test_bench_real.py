@@ -1,0 +1,59 @@
+"""The benchmark on a real artifact: a small convnet on ONNX Runtime's CPU provider against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnxft.benchmark.config import BenchConfig
+from onnxft.benchmark.report import Report
+from onnxft.benchmark.run import bench
+
+pytest.importorskip("torch", reason="the baseline needs torch")
+
+
+@pytest.fixture(scope="module")
+def report(digits_artifact: Path, digits_source: str) -> Report:
+    config = BenchConfig(
+        providers=("cpu", "no-such-provider"), baselines=("torch",), source=digits_source, threads=1, min_seconds=0.1
+    )
+    return bench(digits_artifact, config)
+
+
+def test_the_provider_computes_what_torch_computes(report: Report) -> None:
+    torch, cpu, _ = report.rows
+    assert torch.reason is None
+    assert cpu.reason is None
+    assert cpu.numerics is not None
+    assert cpu.numerics.reference == "torch"
+    assert cpu.numerics.loss_difference is not None
+    assert cpu.numerics.loss_difference < 1e-5
+    assert cpu.numerics.gradient_difference is not None
+    assert cpu.numerics.gradient_difference < 1e-4
+
+
+def test_the_row_says_how_fast_where_and_with_how_much_memory(report: Report) -> None:
+    cpu = report.rows[1]
+    m = cpu.measurement
+    assert m is not None
+    assert (m.provider_requested, m.provider_obtained, m.fallback_nodes) == ("cpu", "cpu", 0)
+    assert sum(m.nodes.values()) > 5
+    assert len(m.step_seconds) >= 12
+    assert min(m.step_seconds) > 0
+    assert cpu.ratio is not None
+    assert cpu.ratio.value > 0
+    assert {"onnxruntime", "numpy", "python", "onnxft"} <= set(m.versions)
+    torch = report.rows[0].measurement
+    assert torch is not None
+    assert m.peak_rss_bytes is not None
+    assert torch.peak_rss_bytes is not None
+    # The provider's process imports no torch, which alone takes more than the whole session.
+    assert m.peak_rss_bytes < torch.peak_rss_bytes
+
+
+def test_a_provider_that_is_not_there_has_its_reason(report: Report) -> None:
+    row = report.rows[2]
+    assert row.reason is not None
+    assert "ProviderError" in row.reason
+    assert "no-such-provider" in row.reason

@@ -1,0 +1,176 @@
+"""The torch baseline against torch itself, on an artifact without graphs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from onnxft.benchmark.batch import random_batch
+from onnxft.benchmark.config import BenchConfig, Side
+from onnxft.benchmark.exchange import Request
+from onnxft.errors import ModelError
+from onnxft.manifest import (
+    BATCH,
+    FILE_NAME,
+    FROZEN_FILE,
+    PARAMETERS_FILE,
+    GraphFile,
+    Loss,
+    Manifest,
+    Optimizer,
+    Parameter,
+    Port,
+)
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+torch_baseline = pytest.importorskip("onnxft.benchmark.torch_baseline")
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=4):
+        super().__init__()
+        self.stem, self.norm, self.drop = nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)
+        self.fc = nn.Linear(3, classes)
+
+    def forward(self, image):
+        return {"features": image, "logits": self.fc(self.drop(torch.relu(self.norm(self.stem(image)))))}
+
+def make():
+    return Net(), (torch.zeros(2, 5),)
+
+def make_named():
+    return Net(), {"image": torch.zeros(2, 5)}
+
+def other_classes():
+    return Net(classes=7), (torch.zeros(2, 5),)
+
+def two_inputs():
+    return Net(), (torch.zeros(2, 5), torch.zeros(2, 5))
+
+class Single(Net):
+    def forward(self, image):
+        return super().forward(image)["logits"]
+
+def one_output():
+    return Single(), (torch.zeros(2, 5),)
+"""
+
+VALUES = {
+    "fc.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
+    "fc.bias": np.array([0.1, -0.2, 0.3, -0.4], np.float32),
+}
+FROZEN = {
+    "stem.weight": np.linspace(1, -1, 15, dtype=np.float32).reshape(3, 5),
+    "stem.bias": np.array([0.5, 0.25, 0.75], np.float32),
+    "norm.running_mean": np.array([0.1, 0.2, -0.3], np.float32),
+    "norm.running_var": np.array([0.5, 2.0, 1.5], np.float32),
+    "a_constant_of_the_graph": np.zeros(9, np.float32),
+}
+INPUTS = (Port("image", "input", "float32", (BATCH, 5)), Port("labels", "label", "int64", (BATCH,)))
+OUTPUTS = tuple(Port(name, "output", "float32", (BATCH, n)) for name, n in (("features", 5), ("logits", 4)))
+MANIFEST = Manifest(
+    name="net",
+    generator="native",
+    batch_size=6,
+    graphs={"train": GraphFile("t.onnx", INPUTS), "eval": GraphFile("e.onnx", INPUTS, OUTPUTS)},
+    parameters=(Parameter("fc.weight", (4, 3), "float32"), Parameter("fc.bias", (4,), "float32")),
+    loss=Loss("cross_entropy", "logits", num_classes=4),
+    optimizer=Optimizer("adamw", {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6}, weight_decay=0.02),
+    frozen_parameters=24,
+)
+
+
+@pytest.fixture
+def request_of(tmp_path: Path) -> Any:
+    """(factory, manifest) -> request for the torch side."""
+
+    def request_of(factory: str = "make", manifest: Manifest = MANIFEST) -> Request:
+        (tmp_path / "net.py").write_text(SOURCE)
+        artifact = tmp_path / "artifact"
+        artifact.mkdir()
+        save_file(VALUES, artifact / PARAMETERS_FILE)
+        save_file(FROZEN, artifact / FROZEN_FILE)
+        for name in ("t.onnx", "e.onnx"):
+            (artifact / name).write_bytes(b"")
+        files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in artifact.iterdir()}
+        (artifact / FILE_NAME).write_bytes(replace(manifest, files=files).to_json())
+        source = f"{tmp_path / 'net.py'}:{factory}"
+        config = BenchConfig(baselines=("torch",), source=source, min_steps=2, min_seconds=0, warmup_steps=1)
+        return Request(str(artifact), Side("torch", "baseline"), config, 6, 1, str(tmp_path / "r"), str(tmp_path / "g"))
+
+    return request_of
+
+
+def expected_loss_and_gradients() -> tuple[float, dict[str, np.ndarray]]:
+    """In NumPy, with B rows, F features, C classes."""
+    batch = random_batch(MANIFEST, 6, seed=0)
+    z_BF = batch["image"] @ FROZEN["stem.weight"].T + FROZEN["stem.bias"]
+    h_BF = np.maximum((z_BF - FROZEN["norm.running_mean"]) / np.sqrt(FROZEN["norm.running_var"] + 1e-5), 0)
+    s_BC = h_BF @ VALUES["fc.weight"].T + VALUES["fc.bias"]
+    p_BC = np.exp(s_BC) / np.exp(s_BC).sum(1, keepdims=True)
+    loss = float(-np.log(p_BC[np.arange(6), batch["labels"]]).mean())
+    d_BC = (p_BC - np.eye(4)[batch["labels"]]) / 6
+    return loss, {"fc.weight": d_BC.T @ h_BF, "fc.bias": d_BC.sum(0)}
+
+
+@pytest.mark.parametrize("factory", ["make", "make_named"])
+def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, factory: str) -> None:
+    measurement, gradients = torch_baseline.run(request_of(factory))
+    loss, expected = expected_loss_and_gradients()
+    assert measurement.loss == pytest.approx(loss, rel=1e-5)
+    assert set(gradients) == set(expected)
+    for name, g in expected.items():
+        np.testing.assert_allclose(gradients[name], g, rtol=1e-4, atol=1e-6)
+    assert len(measurement.step_seconds) == 2
+    assert len(measurement.warmup_seconds) == 1
+    assert measurement.provider_obtained == "torch"
+    assert measurement.versions == {"torch": torch.__version__}
+
+
+@pytest.mark.parametrize(
+    ("factory", "changes", "words"),
+    [
+        ("other_classes", {}, "'fc.weight' of shape (4, 3); the source has shape (7, 3)"),
+        ("make", {"parameters": (Parameter("fc.scale", (4,), "float32"),)}, "the source has no such parameter"),
+        ("two_inputs", {}, "has 2 example inputs, the artifact 1"),
+        ("one_output", {}, "returns 1 values where the artifact has features, logits"),
+        ("make", {"optimizer": Optimizer("sgd", {"momentum": 0.9, "nesterov": 1.0})}, "option(s) nesterov"),
+        (
+            "make",
+            {"graphs": {"train": GraphFile("t.onnx", (Port("mean", "buffer", "float32", (3,)),))}},
+            "running statistics",
+        ),
+    ],
+)
+def test_work_that_would_differ_is_refused(request_of: Any, factory: str, changes: Any, words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        torch_baseline.run(request_of(factory, replace(MANIFEST, **changes)))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "options"),
+    [
+        (MANIFEST.optimizer, "AdamW", {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.02, "lr": 0.5}),
+        (Optimizer("sgd", {"momentum": 0.9}, 0.1), "SGD", {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.5}),
+    ],
+)
+def test_optimizer_is_the_manifest_s(optimizer: Optimizer, kind: str, options: dict[str, Any]) -> None:
+    built = torch_baseline.build_optimizer([torch.nn.Parameter(torch.ones(3))], optimizer, lr=0.5)
+    assert type(built).__name__ == kind
+    assert {key: built.defaults[key] for key in options} == options
+
+
+def test_only_the_artifact_s_parameters_are_trained() -> None:
+    module = torch.nn.ModuleDict({"stem": torch.nn.Linear(5, 3), "fc": torch.nn.Linear(3, 4)})
+    assert list(torch_baseline.select_trainables(module, MANIFEST)) == ["fc.weight", "fc.bias"]
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]

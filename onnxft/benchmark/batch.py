@@ -17,6 +17,11 @@ def input_ports(manifest: Manifest) -> tuple[Port, ...]:
     return _first_graph(manifest, DATA_ROLES).named("input")
 
 
+def output_ports(manifest: Manifest) -> tuple[Port, ...]:
+    """The model's outputs in the order that its forward function returns them."""
+    return _first_graph(manifest, DATA_ROLES).named("output", "outputs")
+
+
 def draws_random_numbers(manifest: Manifest) -> bool:
     """Whether a training step takes masks or other random inputs."""
     return bool(_first_graph(manifest, TRAIN_ROLES).named("random"))

@@ -120,7 +120,10 @@ class BenchConfig:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, dashes in keys read as underscores; ConfigError where it is none, or names code to run."""
+    """The mapping in a YAML file, dashes in keys read as underscores.
+
+    ConfigError where it holds no mapping, or names code to run.
+    """
     import yaml
 
     try:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of PyTorch code knows
 
-from onnxft.benchmark.batch import input_ports, random_batch, trains_buffers
+from onnxft.benchmark.batch import input_ports, output_ports, random_batch, trains_buffers
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.scenario import measure, peak_rss_bytes
-from onnxft.errors import ModelError
+from onnxft.errors import ArtifactError, ModelError
 from onnxft.manifest import FROZEN_FILE, PARAMETERS_FILE, Manifest, Optimizer
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.batches import LABELS
@@ -48,7 +49,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         loss = batch_loss(module, keywords, manifest, batch)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
     times = measure(step, request.config)
     peak = peak_rss_bytes()
@@ -90,9 +91,12 @@ def select_trainables(module: torch.nn.Module, manifest: Manifest) -> dict[str, 
 
 
 def load_initial_values(module: torch.nn.Module, manifest: Manifest, artifact: Path) -> None:
-    """Copy the artifact's values, trained and frozen, over those of the factory, which may be random."""
-    values = load_file(artifact / PARAMETERS_FILE)
-    if (artifact / FROZEN_FILE).is_file():
+    """Copy the artifact's values over those of the factory, which may be random.
+
+    Only the native generator keeps the frozen values apart; with the other they stay the factory's.
+    """
+    values = _trained_values(manifest, artifact)
+    if FROZEN_FILE in manifest.files:
         values |= load_file(artifact / FROZEN_FILE)
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     with torch.no_grad():
@@ -100,6 +104,20 @@ def load_initial_values(module: torch.nn.Module, manifest: Manifest, artifact: P
             # The frozen file also holds constants of the graph, which no module has.
             if name in own and own[name].shape == value.shape:
                 own[name].copy_(value)
+
+
+def _trained_values(manifest: Manifest, artifact: Path) -> dict[str, torch.Tensor]:
+    if PARAMETERS_FILE in manifest.files:
+        return dict(load_file(artifact / PARAMETERS_FILE))
+    values: dict[str, torch.Tensor] = {}
+    for p in manifest.parameters:
+        where = p.inference
+        # A manifest may be somebody else's: only files that it lists, and that were checked, are read.
+        if where is None or where.file not in manifest.files:
+            raise ArtifactError(f"the initial value of '{p.name}' is not in '{artifact}'. Export the artifact again.")
+        data = np.fromfile(artifact / where.file, np.uint8, where.length, offset=where.offset)
+        values[p.name] = torch.from_numpy(data.view(np.dtype(p.dtype).newbyteorder("<"))).reshape(p.shape)
+    return values
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
@@ -138,7 +156,7 @@ def _loss_output(result: Any, manifest: Manifest) -> torch.Tensor:
     """The output that the loss reads, at the place that it has in the exported graph."""
     values = [result] if isinstance(result, torch.Tensor) else result
     values = list(values.values() if isinstance(values, Mapping) else values)
-    names = [port.name for port in manifest.graph("eval").named("output", "outputs")]
+    names = [port.name for port in output_ports(manifest)]
     found = dict(zip(names, values, strict=True)) if len(names) == len(values) else {}
     output = found.get(manifest.loss.output)
     if not isinstance(output, torch.Tensor):

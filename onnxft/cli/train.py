@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxft.cli.options import config_option
 from onnxft.errors import ExitStatus
 
 if TYPE_CHECKING:
-    from onnxft.training.fine_tune import Start
-    from onnxft.training.loop import Run
+    from onnxft.training.loop import Run, Start
 
 PATH = click.Path(path_type=Path)
 
@@ -39,29 +40,26 @@ PATH = click.Path(path_type=Path)
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better metric [never].")
 @click.option("--resume", is_flag=True, help="Continue a run from its last checkpoint, with its options.")
 @click.option("--run", "run_dir", type=PATH, metavar="DIR", help="Directory of the run [runs/NAME-N].")
-@click.option("--config", "config_file", type=PATH, metavar="FILE.yaml", help="Options by name; flags override them.")
+@config_option
 def train(
-    artifact: Path, data: Path, val: Path | None, resume: bool, run_dir: Path | None, config_file: Path | None,
-    **flags: Any,
+    artifact: Path, data: Path, val: Path | None, resume: bool, run_dir: Path | None, **options: Any
 ) -> None:  # fmt: skip
     """Fine-tune the artifact DIR and record the run in a directory.
 
     Ctrl-C ends after the step in progress with a checkpoint (exit code 130).
     """
-    from onnxft.training.config import read_yaml
-    from onnxft.training.fine_tune import fine_tune
+    from onnxft.training.loop import run as run_training
     from onnxft.training.progress import progress_for
 
-    options = read_yaml(config_file) if config_file else {}
-    options |= {name: value for name, value in flags.items() if value is not None}
-    run = fine_tune(
-        artifact, data, options, val=val, run_dir=run_dir, resume=resume, progress=progress_for(), announce=_banner
+    given = {name: value for name, value in options.items() if value is not None}
+    run = run_training(
+        artifact, data, given, val=val, run_dir=run_dir, resume=resume, progress=progress_for(), announce=_banner
     )
     _summary(run)
     files = f" --data {_quoted(data)}" + (f" --val {_quoted(val)}" if val else "")
     if run.end == "interrupted":
         click.echo(f"Next: onnxft train {_quoted(artifact)}{files} --resume --run {_quoted(run.directory)}")
-        click.get_current_context().exit(ExitStatus.INTERRUPTED)
+        sys.exit(ExitStatus.INTERRUPTED)
     click.echo(f"Next: onnxft bench {_quoted(artifact)} --provider {run.provider}")
 
 

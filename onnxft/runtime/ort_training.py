@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
 from onnxft.manifest import GraphRole, Manifest
@@ -101,7 +102,9 @@ class OrtTrainingEngine:
         saved = self._read_gradients() if self._accumulated else {}
         self._module.lazy_reset_grad()
         self._add_gradients(batch)
-        found = {name: grad * np.float32(self._weight) for name, grad in self._read_gradients().items()}
+        found: dict[str, Array] = {
+            name: grad * np.float32(self._weight) for name, grad in self._read_gradients().items()
+        }
         if saved:
             self._write_gradients(saved)
         else:
@@ -217,7 +220,7 @@ class OrtTrainingEngine:
                 )
         self._optimizer.set_learning_rate(rates.pop())
 
-    def _read_gradients(self) -> dict[str, Array]:
+    def _read_gradients(self) -> dict[str, NDArray[np.float32]]:
         return {p.name: np.array(self._state.parameters[p.name].grad) for p in self.manifest.parameters}
 
     def _write_gradients(self, values: Arrays) -> None:

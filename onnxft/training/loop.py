@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Placement
@@ -28,7 +30,7 @@ from onnxft.training.records import (
     next_directory,
     require_new,
     saved_config,
-)  # fmt: skip
+)
 
 Data = Path | str | Mapping[str, Array] | Dataset
 """An `.npz` file, arrays by name, or a data set."""
@@ -130,7 +132,11 @@ def _directory(run_dir: Path | str | None, name: str, resume: bool) -> Path:
 def _dataset(data: Data) -> Dataset:
     if isinstance(data, Dataset):
         return data
-    return Dataset.load(Path(data)) if isinstance(data, Path | str) else Dataset(data)
+    return (
+        Dataset.load(Path(data))
+        if isinstance(data, Path | str)
+        else Dataset({k: np.asarray(v) for k, v in data.items()})
+    )
 
 
 def _start(session: TrainSession, config: TrainConfig, directory: Path, rows: int) -> Start:

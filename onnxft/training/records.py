@@ -83,7 +83,7 @@ class Records:
 
     @classmethod
     def reopen(cls, directory: Path, session: TrainSession) -> tuple[Records, Position]:
-        """A run directory cut back to its checkpoint, which `session` takes over.
+        """A run as it was at its checkpoint, which `session` takes over; nothing is written yet.
 
         Raises:
             ArtifactError: there is no checkpoint, or it is damaged or of another artifact.
@@ -96,14 +96,15 @@ class Records:
         except msgspec.MsgspecError as err:
             raise ArtifactError(f"'{place / _POSITION}' is damaged: {err}. Begin a new run.") from err
         session.load_checkpoint(place)
-        records = cls(directory, *(_read(directory / name, position.epoch) for name in ("results.csv", "timings.csv")))
-        records._write_tables()
-        return records, position
+        tables = (_read(directory / name, position.epoch) for name in ("results.csv", "timings.csv"))
+        return cls(directory, *tables), position
 
     def describe(self, config: TrainConfig, session: TrainSession) -> None:
-        """Write config.yaml and env.json."""
+        """Write config.yaml and env.json, and cut the tables back to what is in memory."""
         write_atomically(self.directory / "config.yaml", config.to_yaml().encode())
         write_atomically(self.directory / "env.json", json.dumps(_environment(session), indent=1).encode())
+        if self.rows:
+            self._write_tables()
 
     def save_epoch(self, session: TrainSession, position: Position, row: Row, timing: Row) -> None:
         """Record a complete epoch: weights, tables, checkpoint."""

@@ -14,12 +14,13 @@ from safetensors.numpy import save_file
 from onnxft.benchmark.batch import random_batch
 from onnxft.benchmark.config import BenchConfig, Side
 from onnxft.benchmark.exchange import Request
-from onnxft.errors import ModelError
+from onnxft.errors import ArtifactError, ModelError
 from onnxft.manifest import (
     BATCH,
     FILE_NAME,
     FROZEN_FILE,
     PARAMETERS_FILE,
+    ByteRange,
     GraphFile,
     Loss,
     Manifest,
@@ -93,11 +94,18 @@ MANIFEST = Manifest(
 def request_of(tmp_path: Path) -> Any:
     """(factory, manifest) -> request for the torch side."""
 
-    def request_of(factory: str = "make", manifest: Manifest = MANIFEST) -> Request:
+    def request_of(factory: str = "make", manifest: Manifest = MANIFEST, *, ranges: bool = False) -> Request:
         (tmp_path / "net.py").write_text(SOURCE)
         artifact = tmp_path / "artifact"
         artifact.mkdir()
-        save_file(VALUES, artifact / PARAMETERS_FILE)
+        if ranges:  # as the ort-training generator leaves them
+            raw = b"head" + VALUES["fc.bias"].tobytes() + VALUES["fc.weight"].tobytes()
+            (artifact / "infer.onnx").write_bytes(raw)
+            weight, bias = manifest.parameters
+            weight = replace(weight, inference=ByteRange("infer.onnx", 20, 48))
+            manifest = replace(manifest, parameters=(weight, replace(bias, inference=ByteRange("infer.onnx", 4, 16))))
+        else:
+            save_file(VALUES, artifact / PARAMETERS_FILE)
         save_file(FROZEN, artifact / FROZEN_FILE)
         for name in ("t.onnx", "e.onnx"):
             (artifact / name).write_bytes(b"")
@@ -122,9 +130,9 @@ def expected_loss_and_gradients() -> tuple[float, dict[str, np.ndarray]]:
     return loss, {"fc.weight": d_BC.T @ h_BF, "fc.bias": d_BC.sum(0)}
 
 
-@pytest.mark.parametrize("factory", ["make", "make_named"])
-def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, factory: str) -> None:
-    measurement, gradients = torch_baseline.run(request_of(factory))
+@pytest.mark.parametrize(("factory", "ranges"), [("make", False), ("make_named", False), ("make", True)])
+def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, factory: str, ranges: bool) -> None:
+    measurement, gradients = torch_baseline.run(request_of(factory, ranges=ranges))
     loss, expected = expected_loss_and_gradients()
     assert measurement.loss == pytest.approx(loss, rel=1e-5)
     assert set(gradients) == set(expected)
@@ -155,6 +163,16 @@ def test_work_that_would_differ_is_refused(request_of: Any, factory: str, change
     with pytest.raises(ModelError) as caught:
         torch_baseline.run(request_of(factory, replace(MANIFEST, **changes)))
     assert words in str(caught.value)
+
+
+def test_a_value_outside_the_listed_files_is_not_read(request_of: Any) -> None:
+    request = request_of(ranges=True)
+    manifest = Manifest.load(Path(request.artifact))
+    outside = replace(manifest.parameters[0], inference=ByteRange("../net.py", 0, 48))
+    manifest = replace(manifest, parameters=(outside, manifest.parameters[1]))
+    (Path(request.artifact) / FILE_NAME).write_bytes(manifest.to_json())
+    with pytest.raises(ArtifactError, match=r"'fc\.weight' is not in"):
+        torch_baseline.run(request)
 
 
 @pytest.mark.parametrize(

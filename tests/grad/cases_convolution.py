@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from checking import Case
+from torch.nn import functional
 
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
 def padded(x, pads):
     rank = len(pads) // 2
-    return F.pad(x, [p for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])])
+    return functional.pad(x, [p for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])])
 
 
 def conv(x, w, bias=True, pads=None, strides=None, dilations=None, group=1, same=None, auto_pad=None, note=""):
@@ -34,7 +34,7 @@ def transposed(x, w, pads, strides, dilations, group=1, output_padding=None, bia
 
     def torch_conv(x, w, b=None):
         y = CONV_TRANSPOSE[rank](x, w, b, strides, 0, 0, group, dilations)
-        y = F.pad(y, [n for e in reversed(extra) for n in (0, e)]) if b is None else y
+        y = functional.pad(y, [n for e in reversed(extra) for n in (0, e)]) if b is None else y
         index = [slice(None), slice(None)]
         for i in range(rank):
             index.append(slice(pads[i], y.shape[i + 2] - pads[i + rank]))

@@ -7,7 +7,14 @@ import torch
 from checking import Case, Range
 
 A = (2, 3, 4)
-BROADCAST = [((2, 3, 4), (2, 3, 4)), ((2, 3, 4), (4,)), ((3, 1), (2, 3, 4)), ((2, 1, 4), (3, 1)), ((2, 3), ()), ((), (2, 3))]
+BROADCAST = [
+    ((2, 3, 4), (2, 3, 4)),
+    ((2, 3, 4), (4,)),
+    ((3, 1), (2, 3, 4)),
+    ((2, 1, 4), (3, 1)),
+    ((2, 3), ()),
+    ((), (2, 3)),
+]
 
 
 def binary(op, function, right=lambda shape: shape):
@@ -24,16 +31,17 @@ CASES = [
     *binary("Sub", torch.sub),
     *binary("Mul", torch.mul),
     *binary("Div", torch.div, Range),
-    *(
-        Case("Pow", (Range(a), b), torch.pow, batch=(0, 1) if a == b == A else ())
-        for a, b in BROADCAST
-    ),
+    *(Case("Pow", (Range(a), b), torch.pow, batch=(0, 1) if a == b == A else ()) for a, b in BROADCAST),
     Case("Pow", (A, np.array(2.0)), torch.pow, constant=(1,), batch=(0,), note="square"),
     Case("Pow", (A, np.array(3.0)), torch.pow, constant=(1,), batch=(0,), note="cube of negative numbers"),
     Case("Pow", (A, np.array(3)), torch.pow, note="integer exponent"),
     Case("Pow", (Range(A), np.array(-0.5)), torch.pow, constant=(1,)),
     Case(
-        "Pow", (np.array([0.0, 0.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0, 0.0])), torch.pow, exempt="a tie or a bound", note="zeros"
+        "Pow",
+        (np.array([0.0, 0.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0, 0.0])),
+        torch.pow,
+        exempt="a tie or a bound",
+        note="zeros",
     ),
     Case("Sum", ((2, 3), (3,), (2, 1)), lambda a, b, c: a + b + c, batch=(0, 2)),
     Case("Sum", ((2, 3),), lambda a: a),
@@ -63,26 +71,67 @@ CASES = [
             *binary(op, function),
             Case(op, ((2, 3),), lambda x: x * 1),
             Case(op, ((2, 3), (3,), (2, 1)), lambda a, b, c, f=function: f(f(a, b), c)),
-            Case(op, (np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])), function, exempt="a tie or a bound", note="tie"),
+            Case(
+                op,
+                (np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])),
+                function,
+                exempt="a tie or a bound",
+                note="tie",
+            ),
         ]
     ),
-    Case("Max", (np.array([-1.0, 0.5, 2.0]), np.array(0.5)), lambda x, low: x.clamp(min=0.5), constant=(1,),
-         exempt="a tie or a bound", note="clamp at its bound"),
-    Case("Min", (np.array([-1.0, 0.5, 2.0]), np.array([0.5])), lambda x, high: x.clamp(max=0.5), constant=(1,),
-         exempt="a tie or a bound", note="clamp at its bound"),
-    Case("Max", ((2, 3), (3,), np.array(0.2)), lambda a, b, c: torch.maximum(torch.maximum(a, b), c), constant=(2,),
-         note="two tensors and a bound"),
-    Case("Clip", (A, np.array(-0.5), np.array(0.7)), lambda x, low, high: x.clamp(-0.5, 0.7), constant=(1, 2),
-         batch=(0,)),
+    Case(
+        "Max",
+        (np.array([-1.0, 0.5, 2.0]), np.array(0.5)),
+        lambda x, low: x.clamp(min=0.5),
+        constant=(1,),
+        exempt="a tie or a bound",
+        note="clamp at its bound",
+    ),
+    Case(
+        "Min",
+        (np.array([-1.0, 0.5, 2.0]), np.array([0.5])),
+        lambda x, high: x.clamp(max=0.5),
+        constant=(1,),
+        exempt="a tie or a bound",
+        note="clamp at its bound",
+    ),
+    Case(
+        "Max",
+        ((2, 3), (3,), np.array(0.2)),
+        lambda a, b, c: torch.maximum(torch.maximum(a, b), c),
+        constant=(2,),
+        note="two tensors and a bound",
+    ),
+    Case(
+        "Clip", (A, np.array(-0.5), np.array(0.7)), lambda x, low, high: x.clamp(-0.5, 0.7), constant=(1, 2), batch=(0,)
+    ),
     Case("Clip", (A, np.array(-0.5), np.array(0.7)), torch.clamp, note="trained bounds"),
     Case("Clip", (A, np.array(-0.5)), lambda x, low: x.clamp(min=low), constant=(1,)),
     Case("Clip", (A, None, np.array(0.5)), lambda x, _, high: x.clamp(max=high), constant=(2,)),
     Case("Clip", (A,), lambda x: x * 1),
-    Case("Clip", (np.array([-1.0, 0.0, 3.0, 6.0, 7.0]), np.array(0.0), np.array(6.0)),
-         lambda x, low, high: torch.nn.functional.relu6(x), constant=(1, 2), exempt="a tie or a bound", note="relu6 at its bounds"),
-    Case("Clip", (np.array([-2.0, -1.0, 0.0, 1.0]), np.array(-1.0), np.array(1.0)),
-         lambda x, low, high: torch.nn.functional.hardtanh(x), constant=(1, 2), exempt="a tie or a bound",
-         note="hardtanh at its bounds"),
-    Case("Clip", (np.array([-1.0, 0.5, 2.0]), np.array(0.5)), lambda x, low: x.clamp(min=0.5), constant=(1,),
-         exempt="a tie or a bound", note="clamp at its bound"),
-]  # fmt: skip
+    Case(
+        "Clip",
+        (np.array([-1.0, 0.0, 3.0, 6.0, 7.0]), np.array(0.0), np.array(6.0)),
+        lambda x, low, high: torch.nn.functional.relu6(x),
+        constant=(1, 2),
+        exempt="a tie or a bound",
+        note="relu6 at its bounds",
+    ),
+    Case(
+        "Clip",
+        (np.array([-2.0, -1.0, 0.0, 1.0]), np.array(-1.0), np.array(1.0)),
+        lambda x, low, high: torch.nn.functional.hardtanh(x),
+        constant=(1, 2),
+        exempt="a tie or a bound",
+        note="hardtanh at its bounds",
+    ),
+    Case(
+        "Clip",
+        (np.array([-1.0, 0.5, 2.0]), np.array(0.5)),
+        lambda x, low: x.clamp(min=0.5),
+        constant=(1,),
+        exempt="a tie or a bound",
+        note="clamp at its bound",
+    ),
+]

@@ -41,8 +41,10 @@ CASES = [
             (((5, 2, 3), (3,)), (0,)),
         ]
     ),
-    *(gemm(*flags, c) for flags, c in zip(itertools.product((0, 1), (0, 1), (0.5,), (2.0,)), [(4,), (2, 4), (2, 1), ()],
-                                          strict=True)),
+    *(
+        gemm(*flags, c)
+        for flags, c in zip(itertools.product((0, 1), (0, 1), (0.5,), (2.0,)), [(4,), (2, 4), (2, 1), ()], strict=True)
+    ),
     gemm(0, 1, 1.0, 1.0, (4,)),
     gemm(1, 0, 1.0, 1.0, None),
     gemm(0, 0, 1.5, 1.0, (1, 4)),
@@ -51,4 +53,4 @@ CASES = [
     einsum("bi,i,bj->j", (2, 3), (3,), (2, 4), batch=(0, 2)),
     einsum("ij,jk", (2, 3), (3, 4), batch=(0,)),
     einsum("ijk->kij", (2, 3, 4), batch=(0,)),
-]  # fmt: skip
+]

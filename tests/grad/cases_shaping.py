@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from checking import Case
+from torch.nn import functional
 
 A = (2, 3, 4)
 END = 2**63 - 1
@@ -28,7 +28,7 @@ def sliced(starts, stops, axes, steps, index, shape=(3, 5, 7), batch=()):
 def padded(mode, pads, torch_pads, shape=(2, 4, 5), **more):
     def torch_pad(x, *_):
         for axis_pads in torch_pads:
-            x = F.pad(x, axis_pads, mode={"edge": "replicate"}.get(mode, mode))
+            x = functional.pad(x, axis_pads, mode={"edge": "replicate"}.get(mode, mode))
         return x
 
     return Case("Pad", (shape, ints(*pads), *more.pop("inputs", ())), torch_pad, {"mode": mode}, note=f"{pads}", **more)
@@ -37,7 +37,7 @@ def padded(mode, pads, torch_pads, shape=(2, 4, 5), **more):
 def depth_to_space(x, crd):
     b, c, h, w = x.shape
     if crd:
-        return F.pixel_shuffle(x, 2)
+        return functional.pixel_shuffle(x, 2)
     return x.reshape(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
 
 
@@ -48,7 +48,7 @@ def space_to_depth(x):
 
 CASES = [
     Case("Reshape", (A, ints(4, 6)), lambda x, _: x.reshape(4, 6)),
-    Case("Reshape", (A, ints(-1, 12)), lambda x, _: x.reshape(-1, 12), batch=(0,)),
+    Case("Reshape", (A, ints(-1, 12)), lambda x, _: x.reshape(-1, 12), batch=(0,), note="rest of the values"),
     Case("Reshape", (A, ints(0, 4, -1)), lambda x, _: x.reshape(2, 4, 3), batch=(0,)),
     *(
         Case("Flatten", (A,), lambda x, a=axis: x.reshape(int(np.prod(A[:a])), -1), {"axis": axis}, batch=(0,))
@@ -64,10 +64,18 @@ CASES = [
     Case("Concat", (A, (2, 1, 4), (2, 2, 4)), lambda *xs: torch.cat(xs, 1), {"axis": 1}, batch=(0, 1, 2)),
     Case("Concat", ((3, 2), (1, 2)), lambda *xs: torch.cat(xs, 0), {"axis": -2}),
     Case("Concat", (A,), lambda x: x * 1, {"axis": 0}, batch=(0,)),
-    Case("Split", ((2, 6), ints(1, 2, 3)), lambda x, _: x.split([1, 2, 3], 1), {"axis": 1}, outputs=3, read=3,
-         batch=(0,)),
-    Case("Split", ((2, 6), ints(1, 2, 3)), lambda x, _: x.split([1, 2, 3], 1)[0], {"axis": -1}, outputs=3, batch=(0,),
-         note="two parts unread"),
+    Case(
+        "Split", ((2, 6), ints(1, 2, 3)), lambda x, _: x.split([1, 2, 3], 1), {"axis": 1}, outputs=3, read=3, batch=(0,)
+    ),
+    Case(
+        "Split",
+        ((2, 6), ints(1, 2, 3)),
+        lambda x, _: x.split([1, 2, 3], 1)[0],
+        {"axis": -1},
+        outputs=3,
+        batch=(0,),
+        note="two parts unread",
+    ),
     Case("Split", ((5, 2),), lambda x: x.split([3, 2]), {"num_outputs": 2}, outputs=2, read=2),
     sliced([1, 2], [3, 7], [1, 2], [1, 1], np.s_[:, 1:3, 2:7], batch=(0,)),
     sliced([0, 1], [END, END], [-2, -1], [2, 3], np.s_[:, 0::2, 1::3], batch=(0,)),
@@ -78,22 +86,31 @@ CASES = [
     sliced([1, 0], [END, 5], [0, 1], [1, 1], np.s_[1:], batch=(0,)),
     Case("Slice", ((3, 5), ints(1, 0), ints(3, 4)), lambda x, *_: x[1:3, 0:4], note="axes by default"),
     padded("constant", [0, 1, 0, 0, 2, 3], [(0, 3, 1, 2)], batch=(0,)),
-    padded("constant", [0, -1, 2, 0, 1, -2], [(2, -2, -1, 1)], batch=(0,),
-           exempt="the evaluator has no negative pads"),
-    Case("Pad", ((2, 3), ints(1, 2), np.array(0.5), ints(1)), lambda x, pads, value, axes: torch.cat(
-        [value.expand(2, 1), x, value.expand(2, 2)], 1), note="trained value, axes given", batch=(0,)),
+    padded("constant", [0, -1, 2, 0, 1, -2], [(2, -2, -1, 1)], batch=(0,), exempt="the evaluator has no negative pads"),
+    Case(
+        "Pad",
+        ((2, 3), ints(1, 2), np.array(0.5), ints(1)),
+        lambda x, pads, value, axes: torch.cat([value.expand(2, 1), x, value.expand(2, 2)], 1),
+        note="trained value, axes given",
+        batch=(0,),
+    ),
     padded("edge", [0, 0, 1, 0, 0, 3], [(1, 3)], batch=(0,)),
     padded("reflect", [0, 0, 2, 0, 0, 4], [(2, 4)], batch=(0,)),
     padded("reflect", [0, 0, 1, 2, 0, 0, 3, 0], [(2, 0, 1, 3)], shape=(2, 1, 4, 5), batch=(0,)),
     padded("edge", [0, 0, 0, 2, 0, 0, 3, 0], [(2, 0, 0, 3)], shape=(2, 1, 4, 5), batch=(0,)),
     Case("Tile", (A, ints(1, 2, 3)), lambda x, _: x.repeat(1, 2, 3), batch=(0,)),
-    Case("Tile", (A, ints(2, 1, 1)), lambda x, _: x.repeat(2, 1, 1)),
+    Case("Tile", (A, ints(2, 1, 1)), lambda x, _: x.repeat(2, 1, 1), note="along axis 0"),
     *(
-        Case("DepthToSpace", ((2, 12, 3, 5),), lambda x, m=mode: depth_to_space(x, m == "CRD"),
-             {"blocksize": 2, "mode": mode}, batch=(0,))
+        Case(
+            "DepthToSpace",
+            ((2, 12, 3, 5),),
+            lambda x, m=mode: depth_to_space(x, m == "CRD"),
+            {"blocksize": 2, "mode": mode},
+            batch=(0,),
+        )
         for mode in ("DCR", "CRD")
     ),
     Case("SpaceToDepth", ((2, 3, 4, 6),), space_to_depth, {"blocksize": 2}, batch=(0,)),
     Case("Trilu", ((2, 3, 4),), lambda x: x.triu(), batch=(0,)),
     Case("Trilu", ((2, 3, 4), np.array(-1)), lambda x, k: x.tril(-1), {"upper": 0}, batch=(0,)),
-]  # fmt: skip
+]

@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch.nn import functional
 
 from onnxft.grad.backward import backward
 from onnxft.grad.registry import OPSET
@@ -111,7 +111,7 @@ def build(case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False) 
     first = next(x for x in values if is_float(x))
     losses = []
     for i, y in enumerate(outputs[: case.read]):
-        y.shape = ir.Shape([f"y{i}_{axis}" if d is None else d for axis, d in enumerate(dims(y))])
+        y.shape = ir.Shape(_named(case, i, dims(y)))
         y = cast_like(op, y, first)
         dy = add_input(op, f"dy{i}", y.dtype, dims(y))
         losses.append(op.ReduceSum(op.Mul(y, dy), keepdims=0))
@@ -194,13 +194,15 @@ class ConvTranspose(OpRun):
 
     def _run(self, x, w, b=None, dilations=None, group=1, output_padding=None, pads=None, strides=None, **_):
         rank = x.ndim - 2
-        function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
+        function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}[
+            rank
+        ]
         x, w, b = (None if v is None else torch.tensor(v) for v in (x, w, b))
         y = function(x, w, b, strides or 1, 0, 0, group, dilations or 1)
         pads, more = pads or [0] * 2 * rank, output_padding or [0] * rank
         ends = [more[i] - pads[i + rank] for i in range(rank)]
         frame = [n for i in reversed(range(rank)) for n in (-pads[i], ends[i])]
-        unread = F.pad(y, frame)  # negative pads crop
+        unread = functional.pad(y, frame)  # negative pads crop
         if b is not None and any(more):
             raise NotImplementedError("output_padding takes the bias, which a frame of zeros does not have")
         return (unread.numpy(),)
@@ -234,6 +236,14 @@ def _input(op: Op, case: Case, i: int, x: Array, dtype: type[np.floating[Any]], 
     if symbolic and i in case.batch:
         shape[0] = "batch"
     return add_input(op, f"x{i}", ir.DataType.from_numpy(x.dtype), shape)
+
+
+def _named(case: Case, i: int, shape: Sequence[int | str | None]) -> list[int | str]:
+    """The shape of output i with a name for each unknown dimension, as exporters give it."""
+    batch = next((case.values[x].shape[0] for x in case.batch), None)
+    sizes = torch_outputs(case, [_tensor(x) for x in case.values])[i].shape
+    names = ["batch" if size == batch else f"y{i}_{axis}" for axis, size in enumerate(sizes)]
+    return [name if d is None else d for d, name in zip(shape, names, strict=True)]
 
 
 def _typed(x: Array, dtype: type[np.floating[Any]]) -> Array:

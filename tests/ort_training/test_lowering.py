@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from ort_training_models import ADAMW, CASES, CROSS_ENTROPY, HEAD, Case, choose, make_forward
 
 from onnxft.errors import ConfigError, GradientError, ModelError, OnnxftError, ProviderError, SelectionError
-from onnxft.generators import ort_training
+from onnxft.generators import ort_training, ort_training_worker
 from onnxft.generators.ort_training import PYTHON_VARIABLE, find_python, generate
 from onnxft.generators.ort_training_lowering import lower
 from onnxft.graph.builder import Op, add_input, builder
@@ -133,13 +134,13 @@ def test_versions_are_those_that_the_package_reads() -> None:
     forward = forward_of(lambda op, x, w: op.Mul(x, w))
     forward.train.ir_version = 13
     assert lower(forward, ["w"], "logits").ir_version == 10
-    with pytest.raises(ModelError, match="opset 22; onnxruntime-training 1.19.2 reads at most 21"):
+    with pytest.raises(ModelError, match=r"opset 22; onnxruntime-training 1\.19\.2 reads at most 21"):
         lower(forward_of(lambda op, x, w: op.Mul(x, w), opset=22), ["w"], "logits")
 
 
 def test_a_model_too_large_for_its_files_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxft.generators.ort_training_lowering.MAX_BYTES", 15)
-    with pytest.raises(ModelError, match="have 16 bytes; .* hold at most 15"):
+    with pytest.raises(ModelError, match=r"have 16 bytes; .* hold at most 15"):
         lower(forward_of(lambda op, x, w: op.Mul(x, w)), ["w"], "logits")
 
 
@@ -211,7 +212,7 @@ def test_cross_entropy_takes_only_rows_of_logits(tmp_path: Path) -> None:
         y.shape = ir.Shape([BATCH, 4, 1])
         return y
 
-    with pytest.raises(GradientError, match=r"'logits' with the shape \['batch', 4, 1\].*logits \(batch, classes\)"):
+    with pytest.raises(GradientError, match=r"'logits' of shape \['batch', 4, 1\].*logits \(batch, classes\)"):
         generate_forward(forward_of(build), tmp_path / "out", python=script(tmp_path / "python", "exit 9"))
 
 
@@ -233,7 +234,7 @@ def test_the_argument_comes_before_the_variable(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv(PYTHON_VARIABLE, second)
     assert (find_python(first), find_python()) == (first, second)
     monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "none"))
-    with pytest.raises(ProviderError, match=f"none' .{PYTHON_VARIABLE}. is no interpreter"):
+    with pytest.raises(ProviderError, match=f"no executable '.*none' .{PYTHON_VARIABLE}."):
         find_python()
 
 
@@ -257,6 +258,16 @@ def test_an_interpreter_without_the_package_says_so(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match=r"cannot generate: onnxruntime-training cannot be imported .*-m venv"):
         generate_case(CASES["mlp_sgd"], tmp_path / "out", python=sys.executable)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_that_stamps_an_unreadable_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("training", "training.artifacts", "training.onnxblock"):
+        monkeypatch.setitem(sys.modules, f"onnxruntime.{name}", ModuleType(name))
+    monkeypatch.setattr(onnx, "IR_VERSION", 11)
+    with pytest.raises(
+        ort_training_worker.EnvironmentFaultError, match=r"stamps IR version 11 .*at most 10.*onnx<1\.18"
+    ):
+        ort_training_worker.generate({})
 
 
 @pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} is not set: no worker to run")
@@ -287,7 +298,7 @@ def test_an_operator_without_gradient_is_named_by_the_real_worker(
         (
             {
                 "error": "generation",
-                "reason": "RuntimeError: /src/registry.cc:29 GradientDef GetGradientForOp(const Graph&) builder != nullptr "
+                "reason": "RuntimeError: /src/registry.cc:29 GradientDef GetGradientForOp(Graph&) builder != nullptr "
                 "was false. The gradient builder has not been registered: Atan for node my/atan\n",
             },
             GradientError,

@@ -16,7 +16,8 @@ class Runner:
         self.session = None
 
     def __call__(
-        self, name="run", *, data=None, val="same kind", manifest=None, session=None, progress=None, resume=False, **config
+        self, name="run", *, data=None, val="same kind", manifest=None, session=None, progress=None, resume=False,
+        **config,
     ):  # fmt: skip
         options = TrainConfig(**config)
         self.session = session or FakeSession(

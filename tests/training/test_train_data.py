@@ -27,7 +27,8 @@ BAD = {
     "unknown array": (changed(sample_weight=np.ones(7)), ["'sample_weight'", "sample_weights"]),
     "bytes as pixels": (changed(x=np.zeros((7, 3), np.uint8)), ["'x'", "uint8", "float32", "convert"]),
     "floats as labels": (changed(labels=np.zeros(7)), ["'labels'", "float64", "int64"]),
-    "float64 that float32 cannot hold": (changed(x=at(np.zeros((7, 3)), (4, 2), 0.1)), ["'x'", "[4, 2]", "0.1", "astype"]),
+    "float64 that float32 cannot hold": (
+        changed(x=at(np.zeros((7, 3)), (4, 2), 0.1)), ["'x'", "[4, 2]", "0.1", "astype"]),
     "uint64 that int64 cannot hold": (
         changed(labels=at(np.zeros(7, np.uint64), 5, 2**64 - 1)), ["'labels'"]),
     "wrong width": (changed(x=np.zeros((7, 4), np.float32)), ["'x'", "[7, 4]", "3"]),

@@ -208,7 +208,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(run_loop, case):
 
 def test_weights_are_refused_where_rows_cannot_be_weighted(run_loop):
     session = FakeSession(make_manifest(), supports_weights=False)
-    with pytest.raises(DataError, match="'sample_weights'.*cannot weight rows"):
+    with pytest.raises(DataError, match=r"'sample_weights'.*cannot weight rows"):
         run_loop(session=session, data={**make_rows(17), "sample_weights": np.ones(17)})
 
 
@@ -226,7 +226,7 @@ def test_an_undefined_metric_is_named(run_loop):
 def test_a_run_never_writes_into_another(run_loop):
     run = run_loop(**FAST)
     before = (run.directory / "results.csv").read_bytes()
-    with pytest.raises(ConfigError, match="exists already.*--resume"):
+    with pytest.raises(ConfigError, match=r"exists already.*--resume"):
         run_loop(**FAST, seed=3)
     assert (run.directory / "results.csv").read_bytes() == before
 

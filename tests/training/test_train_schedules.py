@@ -7,7 +7,7 @@ import pytest
 from onnxft.training.schedules import factor
 
 torch = pytest.importorskip("torch", reason="torch gives the expected numbers")
-from torch.optim import lr_scheduler as torch_schedules  # noqa: E402
+from torch.optim import lr_scheduler as schedules  # noqa: E402
 
 PEAK = 0.3
 
@@ -28,26 +28,26 @@ def torch_rates(make_scheduler, total):
 
 
 def warm(n, make_rest):
-    """torch's chain of a linear warm-up over n updates and another schedule."""
-    return lambda o: torch_schedules.SequentialLR(
+    """Torch's chain of a linear warm-up over n updates and another schedule."""
+    return lambda o: schedules.SequentialLR(
         o,
-        [torch_schedules.LinearLR(o, 1 / (n + 1), total_iters=n), make_rest(o)],
+        [schedules.LinearLR(o, 1 / (n + 1), total_iters=n), make_rest(o)],
         milestones=[n],
     )
 
 
 CASES = {
-    "constant": ("constant", 7, None, lambda o: torch_schedules.ConstantLR(o, factor=1)),
-    "linear": ("linear", 7, None, lambda o: torch_schedules.LinearLR(o, 1, 0, total_iters=7)),
-    "cosine": ("cosine", 11, None, lambda o: torch_schedules.CosineAnnealingLR(o, T_max=11)),
-    "cosine, one update": ("cosine", 1, None, lambda o: torch_schedules.CosineAnnealingLR(o, T_max=1)),
-    "cosine after warm-up": ("cosine", 20, 0.3, warm(6, lambda o: torch_schedules.CosineAnnealingLR(o, T_max=14))),
-    "linear after warm-up": ("linear", 10, 0.25, warm(2, lambda o: torch_schedules.LinearLR(o, 1, 0, total_iters=8))),
-    "constant after warm-up": ("constant", 10, 0.5, warm(5, lambda o: torch_schedules.ConstantLR(o, factor=1))),
-    "onecycle": ("onecycle", 37, None, lambda o: torch_schedules.OneCycleLR(o, PEAK, total_steps=37)),
-    "onecycle, short": ("onecycle", 2, None, lambda o: torch_schedules.OneCycleLR(o, PEAK, total_steps=2)),
-    "onecycle, rise": ("onecycle", 20, 0.6, lambda o: torch_schedules.OneCycleLR(o, PEAK, total_steps=20, pct_start=0.6)),
-    "onecycle, no rise": ("onecycle", 9, 0, lambda o: torch_schedules.OneCycleLR(o, PEAK, total_steps=9, pct_start=0.0)),
+    "constant": ("constant", 7, None, lambda o: schedules.ConstantLR(o, factor=1)),
+    "linear": ("linear", 7, None, lambda o: schedules.LinearLR(o, 1, 0, total_iters=7)),
+    "cosine": ("cosine", 11, None, lambda o: schedules.CosineAnnealingLR(o, T_max=11)),
+    "cosine, one update": ("cosine", 1, None, lambda o: schedules.CosineAnnealingLR(o, T_max=1)),
+    "cosine after warm-up": ("cosine", 20, 0.3, warm(6, lambda o: schedules.CosineAnnealingLR(o, T_max=14))),
+    "linear after warm-up": ("linear", 10, 0.25, warm(2, lambda o: schedules.LinearLR(o, 1, 0, total_iters=8))),
+    "constant after warm-up": ("constant", 10, 0.5, warm(5, lambda o: schedules.ConstantLR(o, factor=1))),
+    "onecycle": ("onecycle", 37, None, lambda o: schedules.OneCycleLR(o, PEAK, total_steps=37)),
+    "onecycle, short": ("onecycle", 2, None, lambda o: schedules.OneCycleLR(o, PEAK, total_steps=2)),
+    "onecycle, rise": ("onecycle", 20, 0.6, lambda o: schedules.OneCycleLR(o, PEAK, total_steps=20, pct_start=0.6)),
+    "onecycle, no rise": ("onecycle", 9, 0, lambda o: schedules.OneCycleLR(o, PEAK, total_steps=9, pct_start=0.0)),
 }  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def conv_transpose(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 def data_by_conv_transpose(op: Op, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
     """dx = conv^T(dy, w); output_padding stands for the positions that the last window does not reach."""
     unread = [max(-v.end, 0) for v in over]
-    return op.ConvTranspose(dy, w, group=group, pads=_pads(over), output_padding=unread, **_steps(over))
+    dx: ir.Value = op.ConvTranspose(dy, w, group=group, pads=_pads(over), output_padding=unread, **_steps(over))
+    return dx
 
 
 def data_by_conv(op: Op, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
@@ -62,7 +63,8 @@ def data_by_conv(op: Op, dy: ir.Value, w: ir.Value, over: Sequence[Window], grou
     w = op.Transpose(w, perm=[0, 2, 1, *range(3, 3 + rank)])
     w = reshape(op, w, [group * c, m // group, *kernel])
     pads = [_reach(v) - v.begin for v in over] + [_reach(v) - v.end for v in over]
-    return op.Conv(dy, w, group=group, pads=pads, dilations=[v.dilation for v in over])
+    dx: ir.Value = op.Conv(dy, w, group=group, pads=pads, dilations=[v.dilation for v in over])
+    return dx
 
 
 def _runs_backwards(over: Sequence[Window]) -> bool:

@@ -20,6 +20,9 @@ from onnxft.graph.shapes import dims, static_dims
 
 Variant = Callable[[Op, ir.Value, ir.Value, ir.Value, Sequence[Window], int], ir.Value]
 
+FEW_CHANNELS = 16
+"""Below so many input channels a product for each tap is too thin for a matrix kernel."""
+
 
 def convolution_weight(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
     """dw with the shape of `w` (G * M, C, *kernel), by the variant that `choose` names."""
@@ -28,17 +31,19 @@ def convolution_weight(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Seq
 
 def choose(shape: Sequence[int], over: Sequence[Window], group: int) -> Variant:
     """The variant for a weight of the given shape (G * M, C, *kernel)."""
-    if all(v.kernel == v.stride == 1 and v.begin == v.end == 0 for v in over) and group == 1:
-        return pointwise
-    if shape[0] == group and shape[1] == 1 and group > 1:
+    m, c = shape[0] // group, shape[1]
+    if group > 1 and m == c == 1:
         return depthwise
-    return product_per_tap
+    if group == 1 and all(v.kernel == v.stride == 1 and v.begin == v.end == 0 for v in over):
+        # One product for each picture writes N * M * C sums; one for all moves N * O * (M + C) values.
+        return pointwise_at_once if m * c > math.prod(v.size for v in over) * (m + c) else product_per_tap
+    return product_of_taps if c < FEW_CHANNELS else product_per_tap
 
 
-def pointwise(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
-    """dw = sum over n of dy[n] x[n]^T"""
-    dw = op.MatMul(_flat_space(op, dy), swap_last_two(op, _flat_space(op, x)))
-    return reshape(op, op.ReduceSum(dw, [0], keepdims=0), dims(w))
+def pointwise_at_once(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
+    """dw = dy x^T with the pixels of all pictures side by side, (M, N * O) and (C, N * O)"""
+    dw = op.Gemm(_side_by_side(op, dy), _side_by_side(op, x), transB=1)
+    return reshape(op, dw, dims(w))
 
 
 def depthwise(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
@@ -46,7 +51,7 @@ def depthwise(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Win
     rank = len(over)
     last = [0, *range(2, rank + 2), 1]
     x, dy = op.Transpose(x, perm=last), op.Transpose(dy, perm=last)
-    over = [_shifted(v, -1) for v in over]
+    over = [replace(v, axis=v.axis - 1) for v in over]
     sums = [op.ReduceSum(op.Mul(dy, tap), list(range(rank + 1)), keepdims=0) for tap in all_taps(op, x, over)]
     columns = [op.Unsqueeze(s, [1]) for s in sums]
     return reshape(op, op.Concat(*columns, axis=1), dims(w))
@@ -58,6 +63,16 @@ def product_per_tap(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequen
     products = [op.MatMul(grouped, swap_last_two(op, _grouped(op, tap, group))) for tap in all_taps(op, x, over)]
     columns = [op.Unsqueeze(op.ReduceSum(p, [0], keepdims=0), [-1]) for p in products]
     return reshape(op, op.Concat(*columns, axis=-1) if len(columns) > 1 else columns[0], dims(w))
+
+
+def product_of_taps(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
+    """dw = sum over n of dy[n] [x at tap 0, x at tap 1, ...][n]^T: one wide product where each alone would be thin"""
+    gm, c, *_ = static_dims(w)
+    found = [_grouped(op, tap, group) for tap in all_taps(op, x, over)]
+    columns = op.Concat(*found, axis=-2) if len(found) > 1 else found[0]
+    product = op.ReduceSum(op.MatMul(_grouped(op, dy, group), swap_last_two(op, columns)), [0], keepdims=0)
+    dw = op.Transpose(reshape(op, product, [gm, len(found), c]), perm=[0, 2, 1])
+    return reshape(op, dw, dims(w))
 
 
 def all_taps(op: Op, x: ir.Value, over: Sequence[Window]) -> list[ir.Value]:
@@ -75,10 +90,7 @@ def _grouped(op: Op, x: ir.Value, group: int) -> ir.Value:
     return reshape(op, x, [*shape, math.prod(space)])
 
 
-def _flat_space(op: Op, x: ir.Value) -> ir.Value:
-    """(N, C, *space) -> (N, C, O)"""
-    return _grouped(op, x, 1)
-
-
-def _shifted(v: Window, by: int) -> Window:
-    return replace(v, axis=v.axis + by)
+def _side_by_side(op: Op, x: ir.Value) -> ir.Value:
+    """(N, C, *space) -> (C, N * O)"""
+    swapped = op.Transpose(x, perm=[1, 0, *range(2, len(dims(x)))])
+    return reshape(op, swapped, [dims(x)[1], None])

@@ -174,7 +174,9 @@ def where(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Clip")
 def clip(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = min(max(x, low), high)      dx = low < x < high ? dy : 0,  dlow = x < low ? dy : 0,  dhigh = x > high ? dy : 0
+    """y = min(max(x, low), high)
+
+    dx = low < x < high ? dy : 0,  dlow = x < low ? dy : 0,  dhigh = x > high ? dy : 0
 
     Two bounds are what relu6 and hardtanh are exported to, which give 0 at a bound. One bound alone
     is torch.clamp, which passes the gradient there; with two bounds it becomes Max and Min.
@@ -204,10 +206,9 @@ def extremum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     tensors = [x for x in node.inputs if x is not None and not _is_bound(x)]
     if len(tensors) < 2:
         return tuple(op.Where(op.Equal(x, y), dy, 0.0) if x in tensors else None for x in node.inputs)
-    hits = {x: op.Cast(op.Equal(x, y), to=int(y.dtype)) for x in tensors}
-    share = op.Div(dy, op.Sum(*hits.values()))
-    # A bound that is the extremum alone leaves no hit, and 0 / 0.
-    share = op.Where(op.Greater(op.Sum(*hits.values()), 0.0), share, 0.0) if len(tensors) < len(node.inputs) else share
+    hits = {x: cast_like(op, op.Equal(x, y), y) for x in tensors}
+    # Where a bound alone is the extremum nothing is hit, and 0 / 0 must not arise.
+    share = op.Div(dy, op.Max(op.Sum(*hits.values()), 1.0))
     return tuple(op.Mul(share, hits[x]) if x in hits else None for x in node.inputs)
 
 

@@ -13,6 +13,7 @@ from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.graph.builder import (
     Op,
+    cast_like,
     expand_like,
     pad_axis,
     reshape,
@@ -41,9 +42,9 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     picked = _product(dims(indices))
     dy = reshape(op, dy, [*before, picked, *after])
     if picked == 1 and ir.convenience.get_const_tensor(indices) is not None:
-        (size,) = static_dims(x, axis, axis + 1)
+        (rows,) = static_dims(x, axis, axis + 1)
         (index,) = static_ints(node, 1) or [0]
-        return pad_axis(op, dy, axis, index % size, size - 1 - index % size), None
+        return pad_axis(op, dy, axis, index % rows, rows - 1 - index % rows), None
     flat = reshape(op, indices, [*[1] * len(before), picked, *[1] * len(after)])
     size = dims(x)[axis]
     if axis == 0 and isinstance(size, int) and size <= SMALL_TABLE and symbolic_count(after) == 0:
@@ -95,7 +96,7 @@ def _one_hot(op: Op, indices: ir.Value, size: int, like: ir.Value) -> ir.Value:
     """(indices, 1) -> (indices, size), with the element type of `like`; negative indices count from the end."""
     indices = op.Cast(indices, to=int(ir.DataType.INT64))
     wrapped = op.Where(op.Less(indices, 0), op.Add(indices, size), indices)
-    return op.Cast(op.Equal(wrapped, list(range(size))), to=int(like.dtype))
+    return cast_like(op, op.Equal(wrapped, list(range(size))), like)
 
 
 def _product(shape: tuple[Dim, ...]) -> int | None:

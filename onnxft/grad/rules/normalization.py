@@ -25,7 +25,7 @@ def batch_normalization(op: Op, node: ir.Node, dy: ir.Value, *_: ir.Value | None
             f"BatchNormalization '{node.name}' is in training mode, where it would use the statistics of the batch. "
             "BatchNorm is frozen by default: export the model with its normalisation layers in eval mode."
         )
-    x, scale, _, mean, var = node.inputs
+    x, scale, _bias, mean, var = node.inputs
     assert x is not None and scale is not None and mean is not None and var is not None
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     inverse = op.Reciprocal(op.Sqrt(op.Add(var, epsilon)))

@@ -21,7 +21,7 @@ def max_pool(op: Op, node: ir.Node, dy: ir.Value | None, *_: ir.Value | None) ->
     is the first place in row-major order.
     """
     (x,), y = node.inputs, node.outputs[0]
-    assert x is not None and dy is not None
+    assert x is not None and x.dtype is not None and dy is not None
     lowest = constant(op, np.finfo(x.dtype.numpy()).min, x)
     stages, rows = [], x
     for window in reversed(windows(node, x, y, node.attributes.get_ints("kernel_shape"))):

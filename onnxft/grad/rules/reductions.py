@@ -1,11 +1,11 @@
-"""Reductions. `over` gives the reduced axes; dy and y are brought back to the rank of x before they meet it."""
+"""Reductions. dy and y are brought back to the rank of x before they meet it."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from onnxft.grad.registry import Gradients, vjp
-from onnxft.graph.builder import Op, count, expand_like, static_ints
+from onnxft.graph.builder import Op, cast_like, count, expand_like, static_ints
 from onnxft.graph.shapes import dims, normalize_axis
 
 
@@ -31,7 +31,7 @@ def reduce_extremum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     the tied; it is exported as the same operator, so the choice cannot be told apart.
     """
     x, y, dy = _x(node), _kept(op, node, node.outputs[0]), _kept(op, node, dy)
-    hits = op.Cast(op.Equal(x, y), to=int(dy.dtype))
+    hits = cast_like(op, op.Equal(x, y), dy)
     ties = op.ReduceSum(hits, over(node), keepdims=1) if over(node) else hits
     return _gradients(node, op.Mul(hits, op.Div(dy, ties)))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxft.errors import GradientError
 from onnxft.graph.builder import Op, pad_axis, reshape, slice_axis, zeros_like
 from onnxft.graph.shapes import dims, static_dims
 
@@ -45,7 +46,7 @@ class Window:
 def windows(node: ir.Node, x: ir.Value, y: ir.Value, kernel: Sequence[int]) -> list[Window]:
     """The windows of a convolution or pooling node from `x` to `y`, one for each spatial axis.
 
-    The number of positions is read from the shape of `y`, so ceil_mode needs no word.
+    The number of positions is read from the shape of `y`. GradientError where that shape is not the runtime's.
     """
     n = len(kernel)
     strides = node.attributes.get_ints("strides") or [1] * n
@@ -56,6 +57,11 @@ def windows(node: ir.Node, x: ir.Value, y: ir.Value, kernel: Sequence[int]) -> l
     for i, (size, outputs) in enumerate(zip(static_dims(x, 2), static_dims(y, 2), strict=True)):
         window = Window(i + 2, size, outputs, kernel[i], strides[i], dilations[i])
         missing = max(0, window.extent - size)
+        if node.attributes.get_int("ceil_mode", 0) and (outputs - 1) * strides[i] >= size + pads[i]:
+            raise GradientError(
+                f"the last window of {node.op_type} '{node.name}' starts behind its input {list(dims(x))}. Runtimes "
+                "drop such a window, but shape inference counts it. Use ceil_mode = 0, or pads so that it starts inside."
+            )
         begin = {"NOTSET": pads[i], "VALID": 0, "SAME_UPPER": missing // 2, "SAME_LOWER": (missing + 1) // 2}[auto_pad]
         found.append(Window(i + 2, size, outputs, kernel[i], strides[i], dilations[i], begin))
     return found

@@ -18,6 +18,4 @@ no_gradient(
 )  # fmt: skip
 no_gradient("QuantizeLinear", "DynamicQuantizeLinear", because="it rounds to integers")
 no_gradient("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", because="it works on integers")
-no_gradient(
-    "OneHot", "Unique", "NonMaxSuppression", "StringNormalizer", "TfIdfVectorizer", because="it looks things up"
-)
+no_gradient("Unique", "NonMaxSuppression", "StringNormalizer", "TfIdfVectorizer", because="it looks things up")

@@ -1,0 +1,64 @@
+"""The registry: complete in its tests, and three messages for three reasons."""
+
+from __future__ import annotations
+
+import cases
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnxft.grad.rules  # noqa: F401  (fills the registry)
+from onnxft.errors import GradientError
+from onnxft.grad.registry import no_gradient, rule_for, supported_ops, vjp, without_gradient
+
+
+def node_of(op_type, domain=""):
+    output = ir.Value(name="boxes")
+    return ir.Node(domain, op_type, [ir.Value(name="x")], outputs=[output], name="det/node")
+
+
+def test_every_rule_has_a_case_and_every_case_a_rule():
+    assert {case.op for case in cases.ALL} == set(supported_ops())
+
+
+def test_names_of_cases_are_unique():
+    names = [case.name for case in cases.ALL]
+    assert len(names) == len(set(names))
+
+
+def test_every_operator_without_gradient_has_a_reason_and_no_rule():
+    assert without_gradient()
+    for op_type, reason in without_gradient().items():
+        assert reason.split(), op_type
+        assert op_type not in supported_ops()
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (node_of("NonMaxSuppression"), ["no derivative by nature", "looks things up"]),
+        (node_of("LSTM"), ["no rule for 'LSTM'", "yet", "add a rule: see onnxft/grad/README.md"]),
+        (node_of("Relux"), ["no operator of the installed onnx", onnx.__version__]),
+        (node_of("FusedConv", "com.microsoft"), ["domain 'com.microsoft'", "without runtime optimizations"]),
+    ],
+    ids=lambda value: value.op_type if isinstance(value, ir.Node) else "",
+)
+def test_message_names_operator_node_output_and_parameters(node, words):
+    with pytest.raises(GradientError) as caught:
+        rule_for(node, lambda: ["conv1.weight", "conv1.bias"])
+    for word in [f"'{node.op_type}'", "'det/node'", "'boxes'", "'conv1.weight' and 1 more", "Freeze", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_typo_fails_at_import():
+    with pytest.raises(ValueError, match="'Relux' is no operator"):
+        vjp("Relux")(lambda op, node, dy: (dy,))
+    with pytest.raises(ValueError, match="'Relux' is no operator"):
+        no_gradient("Relux", because="a test")
+
+
+def test_a_second_rule_is_refused():
+    with pytest.raises(ValueError, match="'Add' is registered twice"):
+        vjp("Add")(lambda op, node, dy: (dy, dy))
+    with pytest.raises(ValueError, match="'ArgMax' is registered twice"):
+        vjp("ArgMax")(lambda op, node, dy: (dy,))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from training_fake_session import FakeSession, make_manifest, make_rows
+
+from onnxft.cli.train import train
+from onnxft.errors import ArtifactError, ConfigError, DataError
+from onnxft.training import loop
+
+RUNS = Path("runs")
+
+
+class Bench:
+    """A working directory with an artifact, data, and a fake session behind the command."""
+
+    def __init__(self, root, monkeypatch):
+        self.root, self.opened, self.interrupt_at, self.weighted = root, [], None, True
+        (root / "linear").mkdir()
+        (root / "linear" / "manifest.json").write_bytes(make_manifest().to_json())
+        np.savez(root / "train.npz", **make_rows(17))
+        np.savez(root / "val.npz", **make_rows(9, seed=1))
+        monkeypatch.setattr(loop, "TrainSession", self.open)
+        monkeypatch.chdir(root)
+
+    def open(self, artifact, provider, *, threads, batch_size, seed):
+        self.opened.append({"provider": provider, "threads": threads, "batch_size": batch_size, "seed": seed})
+        session = FakeSession(make_manifest(), batch_size=batch_size, seed=seed, supports_weights=self.weighted)
+        healthy = session.update
+
+        def update(**options):
+            healthy(**options)
+            if session.step_count == self.interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        session.update = update
+        return session
+
+    def __call__(self, *words):
+        arguments = ["linear", "--data", "train.npz", "--val", "val.npz", *words]
+        result = CliRunner().invoke(train, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_a_run_says_what_runs_what_changed_and_what_is_next(command):
+    result = command("--epochs", "2", "--lr", "0.1", "--threads", "1", "--seed", "4")
+    assert result.exit_code == 0
+    for words in (
+        "cpu -> cpu", "7 nodes on cpu", "12 / 20 (60.0%)", "threads    1", "17 rows in batches of 5",
+        "before", "balanced_accuracy", "<- chose the best epoch", str(RUNS / "linear-1" / "model.onnx"),
+        "Next: onnxft bench linear --provider cpu",
+    ):  # fmt: skip
+        assert words in result.stdout, words
+    assert command.opened == [{"provider": "cpu", "threads": 1, "batch_size": None, "seed": 4}]
+    assert [line.split("  ")[0] for line in result.stderr.splitlines()] == ["before training", "epoch 1/2", "epoch 2/2"]
+    assert "samples/s" in result.stderr.splitlines()[-1]
+
+
+def test_runs_are_numbered(command):
+    for n in (1, 2):
+        assert f"run        {RUNS / f'linear-{n}'}" in command("--epochs", "1").stdout
+
+
+def test_flags_override_the_file_and_the_saved_configuration_repeats_the_run(command):
+    (command.root / "mine.yaml").write_text("epochs: 5\nlr: 1e-1\nschedule: cosine\n")
+    command("--config", "mine.yaml", "--epochs", "2")
+    saved = command.root / "runs" / "linear-1" / "config.yaml"
+    values = yaml.safe_load(saved.read_text())
+    assert (values["epochs"], values["lr"], values["schedule"]) == (2, 0.1, "cosine")
+    command("--config", str(saved))
+    first, second = ((command.root / "runs" / f"linear-{n}" / "results.csv").read_bytes() for n in (1, 2))
+    assert first == second
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_command_to_resume(command):
+    command("--epochs", "3", "--lr", "0.1", "--run", "whole")
+    command.interrupt_at = 6
+    stopped = command("--epochs", "3", "--lr", "0.1", "--run", "my run")
+    assert stopped.exit_code == 130
+    assert "Interrupted in epoch 2" in stopped.stdout
+    assert "--data train.npz --val val.npz --resume --run 'my run'" in stopped.stdout
+    command.interrupt_at = None
+    resumed = command("--resume", "--run", "my run")
+    assert resumed.exit_code == 0
+    assert (command.root / "my run" / "model.onnx").read_bytes() == (command.root / "whole" / "model.onnx").read_bytes()
+
+
+def test_resume_takes_the_newest_run(command):
+    command("--epochs", "1")
+    command("--epochs", "2")
+    assert str(RUNS / "linear-2") in command("--resume").stdout
+
+
+def test_rows_left_out_are_said(command):
+    command.weighted = False
+    assert "2 rows of each epoch are left out" in command("--epochs", "1").stdout
+
+
+def test_weights_before_training_are_said_to_be_the_best(command):
+    rows = make_rows(9, seed=1)
+    np.savez(command.root / "val.npz", x=rows["x"], labels=(rows["labels"] + 1) % 4)
+    output = command("--epochs", "2", "--lr", "0.5", "--metric", "loss", "--patience", "1").stdout
+    assert "Stopped after epoch 1: no better loss since epoch 0" in output
+    assert "the best weights are those before training" in output
+
+
+def test_without_validation_data_the_summary_says_so(command):
+    result = CliRunner().invoke(train, ["linear", "--data", "train.npz", "--epochs", "1"])
+    assert "on the training data itself: give --val" in result.stdout
+
+
+REFUSED = {
+    "run in use": (["--run", "linear"], ConfigError, "'linear' exists already"),
+    "nothing to resume": (["--resume"], ArtifactError, "no run"),
+    "no such run": (["--resume", "--run", "nowhere"], ArtifactError, "no run to resume in 'nowhere'"),
+    "typo": (["--schedule", "cosin"], ConfigError, "cosine"),
+    "no such file": (["--val", "nothing.npz"], DataError, "nothing.npz"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused(command, case):
+    words, kind, message = REFUSED[case]
+    with pytest.raises(kind, match=message):
+        command(*words)
+    assert not (command.root / "runs").exists()
+
+
+def test_resume_refuses_another_option(command):
+    command("--epochs", "1", "--lr", "0.1")
+    with pytest.raises(ConfigError, match=r"lr 0\.1.*lr 0\.2"):
+        command("--resume", "--lr", "0.2")

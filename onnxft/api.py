@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from onnxft.graph.forward import Forward
     from onnxft.step.select import Selection
     from onnxft.training.config import TrainConfig
-    from onnxft.training.fine_tune import Data
-    from onnxft.training.loop import Run
+    from onnxft.training.loop import Data, Run
 
 __all__ = ["Plan", "TrainSession", "bench", "export", "plan", "train"]
 
@@ -185,10 +184,10 @@ def train(
     run: str | Path | None = None,
     resume: bool = False,
 ) -> Run:
-    """Fine-tune an artifact and record the run; see `onnxft.training.fine_tune.fine_tune`."""
-    from onnxft.training.fine_tune import fine_tune
+    """Fine-tune an artifact and record the run; see `onnxft.training.loop.run`."""
+    from onnxft.training import loop
 
-    return fine_tune(artifact, data, config, val=val, run_dir=run, resume=resume)
+    return loop.run(artifact, data, config, val=val, run_dir=run, resume=resume)
 
 
 def bench(artifact: str | Path, config: BenchConfig | None = None) -> Report:

@@ -29,6 +29,8 @@ class ExitStatus(IntEnum):
     """The loss is not finite; nothing was saved after the last good step."""
     CONFIG = 9
     """A configuration value is unknown or contradicts another."""
+    SLOWER = 10
+    """`onnxft bench --fail-under`: a side is slower than was asked for."""
     INTERRUPTED = 130
     """Ended by Ctrl-C, after the step in progress."""
 
@@ -83,6 +85,12 @@ class ConfigError(OnnxftError):
     """A configuration value is unknown or contradicts another."""
 
     exit_status = ExitStatus.CONFIG
+
+
+class SlowerError(OnnxftError):
+    """A side of a benchmark is slower than was asked for."""
+
+    exit_status = ExitStatus.SLOWER
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -38,9 +38,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-        for file in beside.iterdir():
-            _sync_file(file)
-        _sync_directory(beside)
+        for entry in (*beside.rglob("*"), beside):
+            (_sync_directory if entry.is_dir() else _sync_file)(entry)
         previous = _previous(path)
         if path.exists():
             shutil.rmtree(previous, ignore_errors=True)

@@ -228,6 +228,9 @@ class Manifest:
             for port in (*graph.inputs, *graph.outputs):
                 if port.parameter is not None and port.parameter not in names:
                     yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"
+        for parameter in self.parameters:
+            if parameter.inference is not None and parameter.inference.file not in self.files:
+                yield f"'{parameter.name}' lies in the file '{parameter.inference.file}', which has no sha256"
         for file in self.files:
             if file != Path(file).name or file in ("", ".", ".."):
                 yield f"the file name {file!r} leaves the artifact directory"

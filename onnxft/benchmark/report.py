@@ -10,7 +10,7 @@ from onnxft.benchmark.config import BenchConfig, Side
 from onnxft.benchmark.exchange import Measurement
 from onnxft.benchmark.numerics import Numerics
 from onnxft.benchmark.statistics import Ratio, Summary
-from onnxft.errors import OnnxftError, ProviderError
+from onnxft.errors import ProviderError, SlowerError
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Report:
 
         Raises:
             ProviderError: every side failed.
-            OnnxftError: a provider is slower than `fail_under`, or could not be compared.
+            SlowerError: a provider is slower than `fail_under`, or could not be compared.
         """
         if all(row.reason is not None for row in self.rows):
             raise ProviderError(
@@ -103,7 +103,7 @@ class Report:
         if self.config.fail_under is not None:
             problems = [problem for row in self.rows if (problem := self._too_slow(row, self.config.fail_under))]
             if problems:
-                raise OnnxftError(f"--fail-under {self.config.fail_under:g} is not met: {'; '.join(problems)}.")
+                raise SlowerError(f"--fail-under {self.config.fail_under:g} is not met: {'; '.join(problems)}.")
 
     def _too_slow(self, row: Row, least: float) -> str | None:
         intended = self.rows[0].side.name

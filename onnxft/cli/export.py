@@ -13,18 +13,30 @@ from onnxft.cli.options import config_option, key_values
 @click.command("export")
 @click.argument("source")
 @click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False), help="Artifact directory.")
-@click.option("--train", "trainable", multiple=True, metavar="GLOB", help="Parameters to train [default: *]. Repeatable.")
-@click.option("--freeze", "frozen", multiple=True, metavar="GLOB", help="Parameters not to train after all. Repeatable.")
+@click.option(
+    "--train", "trainable", multiple=True, metavar="GLOB", help="Parameters to train [default: *]. Repeatable."
+)
+@click.option(
+    "--freeze", "frozen", multiple=True, metavar="GLOB", help="Parameters not to train after all. Repeatable."
+)
 @click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME", help="cross_entropy or mse.")
 @click.option("--loss-output", metavar="NAME", help="Output that the loss reads [default: the first].")
 @click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="adamw or sgd.")
-@click.option("--optimizer-option", "optimizer_options", multiple=True, metavar="KEY=X", help="beta1, beta2, eps, momentum.")
+@click.option(
+    "--optimizer-option", "optimizer_options", multiple=True, metavar="KEY=X", help="beta1, beta2, eps, momentum."
+)
 @click.option("--weight-decay", type=float, help="Default decay [default: torch's].")
 @click.option("--batch-size", type=int, help="Rows of a step [default: those of the example].")
-@click.option("--input-name", "input_names", multiple=True, metavar="NAME", help="Name of an input, in order. Repeatable.")
-@click.option("--output-name", "output_names", multiple=True, metavar="NAME", help="Name of an output, in order. Repeatable.")
+@click.option(
+    "--input-name", "input_names", multiple=True, metavar="NAME", help="Name of an input, in order. Repeatable."
+)
+@click.option(
+    "--output-name", "output_names", multiple=True, metavar="NAME", help="Name of an output, in order. Repeatable."
+)
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Name of a class, in order. Repeatable.")
-@click.option("--dropout/--no-dropout", default=True, show_default=True, help="Keep Dropout and other random operators.")
+@click.option(
+    "--dropout/--no-dropout", default=True, show_default=True, help="Keep Dropout and other random operators."
+)
 @click.option("--generator", default="native", show_default=True, metavar="NAME", help="native or ort-training.")
 @click.option("--python", metavar="PATH", help="Interpreter of the ort-training environment.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained; write nothing.")

@@ -57,7 +57,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: errors of onnxft are one message on stderr and the exit code of their kind."""
     try:
-        cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False)
     except click.ClickException as err:
         err.show()
         sys.exit(err.exit_code)
@@ -67,3 +67,4 @@ def main() -> None:
     except OnnxftError as err:
         click.echo(f"Error: {err}", err=True)
         sys.exit(err.exit_status)
+    sys.exit(status if isinstance(status, int) else ExitStatus.OK)

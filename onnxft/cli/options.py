@@ -50,9 +50,10 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         raise ConfigError(f"'{path}' is not YAML: {str(err).splitlines()[0]}.") from err
     if not isinstance(values, dict):
         raise ConfigError(f"'{path}' must hold a mapping of option names to values.")
-    known = {p.name: p for p in ctx.command.params if p.name and p is not param}
+    # SOURCE and interpreters name code to run: those come from the command line alone.
+    known = [p.name for p in ctx.command.params if isinstance(p, click.Option) and p.name not in (param.name, "python")]
     values = {str(k).replace("-", "_"): v for k, v in values.items()}
     for key in values:
         if key not in known:
-            raise ConfigError(f"'{path}' has the unknown option '{key}'.{near(key, known)}")
+            raise ConfigError(f"'{path}' has the unknown option '{key}'.{near(key, (n for n in known if n))}")
     ctx.default_map = {**(ctx.default_map or {}), **values}

@@ -45,7 +45,9 @@ def parameter_table(plan: Plan) -> None:
         table.add_row(*row, style="" if row[3] == "train" else "dim")
     console().print(table)
     trained = sum(t.size for t in plan.forward.tensors if t.name in chosen)
-    say(f"{len(chosen)} of {len(rows)} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%}).")
+    say(
+        f"{len(chosen)} of {len(rows)} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%})."
+    )
 
 
 def _around_changes(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:

@@ -39,9 +39,10 @@ def check_tensors(module: nn.Module, graph: ir.Graph, tensors: Mapping[str, Tens
             )
         exported, own = value.const_value.numpy(), state[tensor.name].detach().cpu().numpy()
         if exported.dtype != own.dtype or not np.array_equal(exported, own, equal_nan=own.dtype.kind == "f"):
+            values = " with other values" if exported.shape == own.shape else ""
             raise ModelError(
                 f"the export changed '{tensor.name}': shape {list(own.shape)} {own.dtype} became "
-                f"{list(exported.shape)} {exported.dtype}{'' if exported.shape != own.shape else ' with other values'}. "
+                f"{list(exported.shape)} {exported.dtype}{values}. "
                 f"Please report this with the torch version {torch.__version__}."
             )
 
@@ -76,7 +77,9 @@ def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, to
 
 def _compare(name: str, size: int, own: np.ndarray[Any, Any], torch_value: np.ndarray[Any, Any]) -> None:
     if own.shape != torch_value.shape:
-        raise ModelError(f"output '{name}' has the shape {list(own.shape)} at batch {size}, torch gives {list(torch_value.shape)}.")
+        raise ModelError(
+            f"output '{name}' has the shape {list(own.shape)} at batch {size}, torch gives {list(torch_value.shape)}."
+        )
     tolerance = 1e-9 if torch_value.dtype == np.float64 else 1e-3
     scale = max(float(np.abs(torch_value).max(initial=0)), 1e-6)
     error = float(np.abs(own - torch_value).max(initial=0)) / scale

@@ -194,7 +194,10 @@ def _input_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ..
 
 def _is_random(module: nn.Module) -> bool:
     """Whether training behaviour can differ from inference behaviour (functional dropout reads `training` too)."""
-    return any(type(m).__module__.split(".")[0] != "torch" or isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+    return any(
+        type(m).__module__.split(".")[0] != "torch" or isinstance(m, nn.modules.dropout._DropoutNd)
+        for m in module.modules()
+    )
 
 
 @contextlib.contextmanager

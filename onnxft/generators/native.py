@@ -81,15 +81,26 @@ def initial_weights(forward: Forward) -> dict[str, ir.TensorProtocol]:
     named = {t.name for t in forward.tensors}
     found = {}
     for graph in (forward.infer.graph, forward.train.graph):
-        found.update({n: v.const_value for n, v in graph.initializers.items() if n in named and v.const_value is not None})
+        found.update(
+            {n: v.const_value for n, v in graph.initializers.items() if n in named and v.const_value is not None}
+        )
     return found
 
 
-def describe_parameters(forward: Forward, selection: Selection, ranges: Mapping[str, ByteRange]) -> tuple[Parameter, ...]:
+def describe_parameters(
+    forward: Forward, selection: Selection, ranges: Mapping[str, ByteRange]
+) -> tuple[Parameter, ...]:
     """The manifest's records of the trained parameters, in the order of the selection."""
     tensors = {t.name: t for t in forward.tensors}
     return tuple(
-        Parameter(name, tensors[name].shape, tensors[name].dtype, group, tied_to=tensors[name].tied_to, inference=ranges.get(name))
+        Parameter(
+            name,
+            tensors[name].shape,
+            tensors[name].dtype,
+            group,
+            tied_to=tensors[name].tied_to,
+            inference=ranges.get(name),
+        )
         for name, group in selection.groups.items()
     )
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
 from onnxft.errors import GradientError
-from onnxft.graph.builder import Op, constant, is_float, sum_to
 from onnxft.grad.registry import rule_for
+from onnxft.graph.builder import Op, constant, is_float, sum_to
 
 
 def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
@@ -58,10 +58,10 @@ def nodes_between(xs: Iterable[ir.Value], y: ir.Value) -> list[ir.Node]:
     before: set[ir.Node] = set()
     producers = [y.producer()]
     while producers:
-        node = producers.pop()
-        if node is not None and node not in before:
-            before.add(node)
-            producers.extend(v.producer() for v in node.inputs if v is not None)
+        producer = producers.pop()
+        if producer is not None and producer not in before:
+            before.add(producer)
+            producers.extend(v.producer() for v in producer.inputs if v is not None)
     both = after & before
     if not both:
         return []

@@ -8,25 +8,40 @@ behind this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder
-from onnxscript._internal.builder import OpBuilder as Op
 
 from onnxft.errors import GradientError
 from onnxft.graph.shapes import Dim, dims, normalize_axis, set_dims, symbolic_count
 
 
+class Op(Protocol):
+    """Writes nodes: `op.Add(x, y)` appends an Add and returns its output (a list where there are several)."""
+
+    @property
+    def builder(self) -> Any:
+        """The onnxscript builder, which has the graph."""
+
+    def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
+        """Append a constant."""
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        """The operator of that name."""
+
+
 def builder(graph: ir.Graph) -> Op:
     """A builder that appends to `graph`; use one per graph, since it names the constants."""
-    return GraphBuilder(graph).op
+    return cast(Op, GraphBuilder(graph).op)
 
 
 def add_input(op: Op, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
     """Append an input to the graph of `op`."""
-    return op.builder.input(name, dtype, list(shape))
+    value: ir.Value = op.builder.input(name, dtype, list(shape))
+    return value
 
 
 def reshape(op: Op, x: ir.Value, shape: Sequence[Dim]) -> ir.Value:

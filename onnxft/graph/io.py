@@ -25,7 +25,9 @@ def save_weights(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> dict[s
     header = json.loads(data[8 : 8 + header_size])
     start = 8 + header_size
     return {
-        name: ByteRange(path.name, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        name: ByteRange(
+            path.name, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
+        )
         for name, entry in header.items()
         if name != "__metadata__"
     }
@@ -41,7 +43,7 @@ def save_model(model: ir.Model, path: Path, places: Mapping[str, ByteRange]) -> 
         if name in places and value.const_value is not None:
             place, tensor = places[name], value.const_value
             value.const_value = ir.ExternalTensor(
-                place.file, place.offset, place.length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                place.file, place.offset, place.length, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=name
             )
     write_atomically(path, _serialize(copy, path))
 
@@ -59,7 +61,9 @@ def _serialize(model: ir.Model, path: Path) -> bytes:
         v.const_value.nbytes for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
     )
     if size - external >= _PROTOBUF_LIMIT:
-        raise ModelError(f"'{path.name}' would hold {size - external:,} bytes of weights; a protobuf file holds less than 2 GiB.")
+        raise ModelError(
+            f"'{path.name}' would hold {size - external:,} bytes of weights; a protobuf file holds less than 2 GiB."
+        )
     return bytes(ir.to_proto(model).SerializeToString())
 
 

@@ -31,7 +31,9 @@ def normalize(model: ir.Model, tensors: Collection[str]) -> None:
     common.InlinePass()(model)
     version = model.opset_imports.get("", 0)
     if version != OPSET:
-        raise ModelError(f"the model has opset {version}; onnxft works on opset {OPSET}. Export it with opset_version={OPSET}.")
+        raise ModelError(
+            f"the model has opset {version}; onnxft works on opset {OPSET}. Export it with opset_version={OPSET}."
+        )
     model.ir_version = IR_VERSION
     _name_batch(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -67,7 +69,9 @@ def _name_batch(model: ir.Model) -> None:
     for node in graph:
         for value in node.outputs:
             if value.shape is not None:
-                value.shape = ir.Shape([BATCH if not isinstance(d, int) and d.value in names else d for d in value.shape])
+                value.shape = ir.Shape(
+                    [BATCH if not isinstance(d, int) and d.value in names else d for d in value.shape]
+                )
 
 
 def _make_reshapes_static(graph: ir.Graph) -> None:
@@ -83,6 +87,11 @@ def _make_reshapes_static(graph: ir.Graph) -> None:
         if target is None or target.const_value is not None or symbolic_count(shape) > 1:
             continue
         tensor = ir.tensor([d if isinstance(d, int) else -1 for d in shape], dtype=ir.DataType.INT64)
-        value = ir.Value(name=f"{node.outputs[0].name}.shape", const_value=tensor, shape=ir.Shape([len(shape)]), type=ir.TensorType(ir.DataType.INT64))
+        value = ir.Value(
+            name=f"{node.outputs[0].name}.shape",
+            const_value=tensor,
+            shape=ir.Shape([len(shape)]),
+            type=ir.TensorType(ir.DataType.INT64),
+        )
         graph.register_initializer(value)
         node.replace_input_with(1, value)

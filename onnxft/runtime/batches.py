@@ -13,7 +13,7 @@ LABELS = "labels"
 
 
 def check_batch(
-    batch: Arrays, ports: tuple[Port, ...], loss: Loss, *, labels: bool = True
+    batch: Arrays, ports: tuple[Port, ...], loss: Loss, *, labels: bool = True, first_row: int = 0
 ) -> tuple[dict[str, Array], int]:
     """The arrays of a batch in the element types of the ports, and its number of rows.
 
@@ -22,6 +22,7 @@ def check_batch(
         ports: input and label ports.
         loss: says the range of class labels.
         labels: whether label ports must be present.
+        first_row: number of the batch's first row in the data set, for messages.
 
     Raises:
         DataError: a name, shape, element type or value does not fit; names the array, the reason and the row.
@@ -33,7 +34,7 @@ def check_batch(
     for name in wanted:
         if name not in batch:
             raise DataError(f"the batch lacks '{name}'; it has {', '.join(repr(n) for n in batch) or 'nothing'}.")
-    checked = {name: _typed(name, np.asarray(batch[name]), port) for name, port in wanted.items()}
+    checked = {name: _typed(name, np.asarray(batch[name]), port, first_row) for name, port in wanted.items()}
     rows = {name: len(array) for name, array in checked.items()}
     count = next(iter(rows.values()))
     if any(n != count for n in rows.values()):
@@ -42,13 +43,13 @@ def check_batch(
         raise DataError("the batch has no rows.")
     for name, port in wanted.items():
         if port.role == "label":
-            check_labels(name, checked[name], loss)
+            check_labels(name, checked[name], loss, first_row)
     if SAMPLE_WEIGHTS in batch:
         checked[SAMPLE_WEIGHTS] = _weights(np.asarray(batch[SAMPLE_WEIGHTS]), count)
     return checked, count
 
 
-def check_labels(name: str, labels: Array, loss: Loss) -> None:
+def check_labels(name: str, labels: Array, loss: Loss, first_row: int = 0) -> None:
     """DataError for a class label outside 0 .. num_classes - 1 (the runtimes would read other memory)."""
     if loss.kind != "cross_entropy" or loss.num_classes is None:
         return
@@ -56,13 +57,16 @@ def check_labels(name: str, labels: Array, loss: Loss) -> None:
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise DataError(
-            f"'{name}' has the value {labels[where]} at row {where[0]}; classes are 0 to {loss.num_classes - 1}. "
-            "Map the labels to that range, or export the model with more classes."
+            f"'{name}' has the value {labels[where]} at row {first_row + where[0]}; classes are 0 to "
+            f"{loss.num_classes - 1}. Map the labels to that range, or export the model with more classes."
         )
 
 
 def pad(batch: Arrays, rows: int, size: int) -> dict[str, Array]:
-    """The batch with `size` rows: the last real row repeated with weight 0 (zeros could give NaN, and 0 × NaN is NaN)."""
+    """The batch with `size` rows: the last real row repeated with weight 0.
+
+    Rows of zeros could give NaN in the model, and 0 × NaN is NaN.
+    """
     weights = batch.get(SAMPLE_WEIGHTS)
     weights = np.ones(rows, np.float32) if weights is None else weights
     if rows == size:
@@ -88,6 +92,7 @@ def draw(ports: tuple[Port, ...], size: int, *, seed: int, step: int, micro_step
 def _draw_one(port: Port, size: int, bits: np.random.Philox) -> Array:
     rng, what = np.random.Generator(bits), port.distribution or Distribution("uniform")
     shape = [size if d == BATCH else int(d) for d in port.shape]
+    value: Array
     match what.kind:
         case "dropout":
             kept = rng.random(shape, np.float32) >= what.ratio
@@ -99,7 +104,7 @@ def _draw_one(port: Port, size: int, bits: np.random.Philox) -> Array:
     return np.asarray(value, port.dtype)
 
 
-def _typed(name: str, array: Array, port: Port) -> Array:
+def _typed(name: str, array: Array, port: Port, first_row: int) -> Array:
     target = np.dtype(port.dtype)
     same_kind = array.dtype.kind == target.kind or (array.dtype.kind in "iu" and target.kind in "iu")
     if not same_kind:
@@ -109,13 +114,13 @@ def _typed(name: str, array: Array, port: Port) -> Array:
         isinstance(d, int) and d != n for d, n in zip(port.shape, array.shape, strict=True)
     ):
         raise DataError(f"'{name}' has the shape {list(array.shape)}, the model takes {list(port.shape)}.")
-    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            where = tuple(int(i) for i in bad[0])
-            raise DataError(f"'{name}' has the value {array[where]} at {list(where)} (row {where[0]}): clean the data.")
-    typed = np.ascontiguousarray(array, target)
-    if target.kind in "iu" and array.dtype.itemsize > target.itemsize and not np.array_equal(typed, array):
+    with np.errstate(over="ignore"):  # what becomes infinite is found below
+        typed = np.ascontiguousarray(array, target)
+    if target.kind == "f" and not np.isfinite(typed).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(typed))[0])
+        at = [first_row + where[0], *where[1:]]
+        raise DataError(f"'{name}' has the value {array[where]} at {at} (row {at[0]}): clean the data.")
+    if target.kind in "iu" and array.dtype != target and not np.array_equal(typed, array):
         raise DataError(f"'{name}' has values that do not fit {target}.")
     return typed
 
@@ -123,7 +128,8 @@ def _typed(name: str, array: Array, port: Port) -> Array:
 def _weights(weights: Array, rows: int) -> Array:
     if weights.shape != (rows,) or weights.dtype.kind not in "fiu":
         raise DataError(
-            f"'{SAMPLE_WEIGHTS}' has the shape {list(weights.shape)} and type {weights.dtype}; it must be one number for each of {rows} rows."
+            f"'{SAMPLE_WEIGHTS}' has the shape {list(weights.shape)} and type {weights.dtype}; "
+            f"it must be one number for each of {rows} rows."
         )
     weights = weights.astype(np.float32)
     if not np.isfinite(weights).all() or (weights < 0).any():

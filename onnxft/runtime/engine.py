@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from onnxft.manifest import Manifest
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,18 +188,11 @@ class TrainSession:
 
     def evaluate(self, batch: Arrays) -> Scores:
         """Loss, metrics and outputs in inference behaviour, over any number of rows."""
-        checked, rows = check_batch(batch, self._data_ports, self.manifest.loss)
-        return self._evaluate(checked, rows)
+        return self._evaluate(batch, labels=True)
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """{output: (rows, ...) array} in inference behaviour, over any number of rows; no labels needed."""
-        checked, rows = check_batch(inputs, self._data_ports, self.manifest.loss, labels=False)
-        for port in self._eval_graph.named("label"):
-            shape = [rows, *(int(d) for d in port.shape[1:])]
-            checked[port.name] = np.zeros(shape, port.dtype)
-        if self.supports_weights:
-            checked[SAMPLE_WEIGHTS] = np.zeros(rows, np.float32)
-        return self._evaluate(checked, rows).outputs
+        return self._evaluate(inputs, labels=False).outputs
 
     # ----- parameters, checkpoints, export -----
 
@@ -294,6 +287,9 @@ class TrainSession:
         checked, rows = check_batch(batch, self._data_ports, self.manifest.loss)
         if rows > self.batch_size:
             raise DataError(f"the batch has {rows} rows; this session takes at most {self.batch_size} (batch_size).")
+        weights = checked.get(SAMPLE_WEIGHTS)
+        if weights is not None and not weights.sum() > 0:
+            raise DataError(f"all {rows} rows of the batch have weight 0, so there is no mean gradient.")
         complete = self._padded(checked, rows)
         return {
             **complete,
@@ -310,24 +306,32 @@ class TrainSession:
             )
         return dict(batch)
 
-    def _evaluate(self, batch: Arrays, rows: int) -> Scores:
+    def _evaluate(self, batch: Arrays, *, labels: bool) -> Scores:
         loss = weight = 0.0
         metrics: dict[str, float] = {}
         outputs: dict[str, list[Array]] = {}
-        for start in range(0, rows, self.batch_size):
-            part = {name: array[start : start + self.batch_size] for name, array in batch.items()}
-            count = len(next(iter(part.values())))
-            result = self._engine.evaluate(pad(part, count, self.batch_size) if self.supports_weights else part)
+        for start, part in _parts(batch, self.batch_size):
+            checked, rows = check_batch(part, self._data_ports, self.manifest.loss, labels=labels, first_row=start)
+            complete = checked if labels else self._without_labels(checked, rows)
+            result = self._engine.evaluate(pad(complete, rows, self.batch_size) if self.supports_weights else complete)
             loss, weight = loss + result.loss_sum, weight + result.weight_sum
             for name, value in result.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value
             for name, array in result.outputs.items():
-                outputs.setdefault(name, []).append(array[:count])
+                outputs.setdefault(name, []).append(array[:rows])
         return Scores(
             _mean(loss, weight),
             {name: _mean(value, weight) for name, value in metrics.items()},
-            {name: np.concatenate(parts) for name, parts in outputs.items()},
+            {name: np.concatenate(arrays) for name, arrays in outputs.items()},
         )
+
+    def _without_labels(self, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
+        """Zero labels with weight 0, where only the outputs are asked for."""
+        for port in self._eval_graph.named("label"):
+            inputs[port.name] = np.zeros([rows, *(int(d) for d in port.shape[1:])], port.dtype)
+        if self.supports_weights:
+            inputs[SAMPLE_WEIGHTS] = np.zeros(rows, np.float32)
+        return inputs
 
     def _hyper(
         self,
@@ -368,11 +372,19 @@ class TrainSession:
         ):
             for name in sorted({*found, *own}):
                 if name not in found or name not in own or found[name].shape != own[name].shape:
+                    problem = "is missing" if name not in found else "is unknown or has another shape"
                     raise ArtifactError(
                         f"checkpoint '{path}' does not fit the artifact '{self.manifest.name}': {kind} '{name}' "
-                        f"{'is missing' if name not in found else 'is unknown' if name not in own else 'has another shape'}. "
-                        f"It was written for '{checkpoint.artifact}'."
+                        f"{problem}. It was written for '{checkpoint.artifact}'."
                     )
+
+
+def _parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
+    """(first row, {name: at most `size` rows}) one after the other; at least one part."""
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
+    rows = max((len(a) for a in arrays.values() if a.ndim), default=0)
+    for start in range(0, max(rows, 1), size):
+        yield start, {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
 
 
 def _mean(total: float, weight: float) -> float:

@@ -90,7 +90,9 @@ def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) 
     update = _Graph(ir.Model(graph, ir_version=IR_VERSION), forward)
     update.add_parameters(selection)
     op = update.op
-    gradients = {n: update.add_state_input(n, "accumulator", "gradient", f"{n}.accumulator") for n in selection.trainable}
+    gradients = {
+        n: update.add_state_input(n, "accumulator", "gradient", f"{n}.accumulator") for n in selection.trainable
+    }
     weight_sum = update.add_scalar("weight_sum", "weight_sum")
     means = {name: op.Div(g, weight_sum) for name, g in gradients.items()}
     means = clip_by_value(op, means, update.add_scalar("max_value", "max_value"))

@@ -111,5 +111,3 @@ def _like_rows(op: Op, weights: ir.Value, like: ir.Value, typed: ir.Value) -> ir
 
 def _sum(op: Op, x: ir.Value) -> ir.Value:
     return op.ReduceSum(x, keepdims=0)
-
-

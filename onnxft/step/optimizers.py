@@ -16,7 +16,9 @@ def adamw(beta1: float, beta2: float, eps: float) -> Transform:
 
 def sgd(momentum: float) -> Transform:
     """p ← p - η b,  b ← μb + g + λp   (torch.optim.SGD)"""
-    links = (add_decayed_weights(), trace(momentum), scale_by_lr()) if momentum else (add_decayed_weights(), scale_by_lr())
+    links = (
+        (add_decayed_weights(), trace(momentum), scale_by_lr()) if momentum else (add_decayed_weights(), scale_by_lr())
+    )
     return chain(*links)
 
 
@@ -32,7 +34,9 @@ def optimizer_names() -> tuple[str, ...]:
     return tuple(_OPTIMIZERS)
 
 
-def describe_optimizer(kind: str, options: Mapping[str, float] | None = None, weight_decay: float | None = None) -> Optimizer:
+def describe_optimizer(
+    kind: str, options: Mapping[str, float] | None = None, weight_decay: float | None = None
+) -> Optimizer:
     """The manifest's record of an optimizer, options completed with torch's defaults.
 
     Raises:

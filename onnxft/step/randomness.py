@@ -37,7 +37,7 @@ def randomness_to_inputs(op: Op) -> list[Port]:
             _replace(node, _input(op, node, node.outputs[0], what, ports))
         elif node.op_type in ("Bernoulli", "Multinomial"):
             raise ModelError(
-                f"the random operator {node.op_type} '{node.name}' is not supported in training graphs yet. Export with "
+                f"the random operator {node.op_type} '{node.name}' cannot be in a training graph yet. Export with "
                 "dropout=False (--no-dropout), or use Dropout or torch.rand."
             )
     return ports
@@ -54,11 +54,12 @@ def _replace_dropout(op: Op, node: ir.Node, ports: list[Port]) -> None:
         return
     if not 0.0 < ratio < 1.0:
         raise ModelError(f"Dropout '{node.name}' has the ratio {ratio}; it must be at least 0 and below 1.")
-    y.dtype, y.shape = x.dtype, x.shape
+    _set_type(y, x)
     mask = _input(op, node, y, Distribution("dropout", ratio=ratio), ports)
     graph = op.builder.graph
     product = ir.Node("", "Mul", [x, mask], name=f"{node.name}.mask")
-    product.outputs[0].name, product.outputs[0].dtype, product.outputs[0].shape = f"{y.name}.masked", x.dtype, x.shape
+    product.outputs[0].name = f"{y.name}.masked"
+    _set_type(product.outputs[0], x)
     graph.insert_before(node, product)
     _replace(node, product.outputs[0])
 
@@ -67,8 +68,8 @@ def _input(op: Op, node: ir.Node, like: ir.Value, what: Distribution, ports: lis
     shape = dims(like)
     if like.dtype is None or None in shape:
         raise ModelError(
-            f"the shape {list(shape)} of the random {node.op_type} '{node.name}' is only known at run time. Export with "
-            "dropout=False (--no-dropout), or give it a static shape besides the batch."
+            f"the shape {list(shape)} of the random {node.op_type} '{node.name}' is only known at run time. Export "
+            "with dropout=False (--no-dropout), or give it a static shape besides the batch."
         )
     name = f"random.{len(ports)}"
     value = add_input(op, name, like.dtype, shape)
@@ -77,14 +78,19 @@ def _input(op: Op, node: ir.Node, like: ir.Value, what: Distribution, ports: lis
     return value
 
 
+def _set_type(value: ir.Value, like: ir.Value) -> None:
+    value.type, value.shape = like.type, like.shape
+
+
 def _replace(node: ir.Node, value: ir.Value) -> None:
     node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
 
 
 def _constant(node: ir.Node, index: int, default: float) -> float:
-    if index >= len(node.inputs) or node.inputs[index] is None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
         return default
-    tensor = ir.convenience.get_const_tensor(node.inputs[index])
+    tensor = ir.convenience.get_const_tensor(value)
     if tensor is None:
         raise ModelError(f"input {index} of Dropout '{node.name}' is computed at run time. Export with dropout=False.")
     return float(tensor.numpy().reshape(()))

@@ -17,6 +17,7 @@ from onnxft.manifest import Manifest, Port
 from onnxft.runtime.batches import LABELS, SAMPLE_WEIGHTS, check_batch
 
 Array = NDArray[Any]
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,20 @@ class Dataset:
                 f"'{path}' cannot be read as .npz: {err}. Write it with numpy.savez, from arrays of numbers."
             ) from err
 
-    def checked(self, manifest: Manifest) -> Dataset:
-        """The same data in the element types of the model.
+    def check(self, manifest: Manifest) -> None:
+        """Check every row, a block at a time; batches are converted to the model's types when they are used.
 
         Raises:
-            DataError: an array is missing, unknown, of another kind or shape, cannot be converted without loss, or
-                holds a label outside the classes, NaN or infinity. Names the array, the index and the value.
+            DataError: an array is missing, unknown, of another kind or shape, or holds a label outside the classes,
+                NaN or infinity. Names the array, the index and the value.
         """
         ports = data_ports(manifest)
-        try:
-            arrays, _ = check_batch(self.arrays, ports, manifest.loss)
-        except DataError as err:
-            raise DataError(f"{self.source}: {err}") from err
-        for port in ports:
-            self._require_lossless(port.name, arrays[port.name])
-        return Dataset(arrays, self.source)
+        for start in range(0, len(self), _BLOCK):
+            block = {name: array[start : start + _BLOCK] for name, array in self.arrays.items()}
+            try:
+                check_batch(block, ports, manifest.loss, first_row=start)
+            except DataError as err:
+                raise DataError(f"{self.source}: {err}") from err
 
     def batches(
         self, size: int, *, seed: int, epoch: int, shuffle: bool = True, drop_short: bool = False
@@ -104,18 +104,6 @@ class Dataset:
             digest.update(f"{name} {array.dtype} {array.shape};".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
-
-    def _require_lossless(self, name: str, typed: Array) -> None:
-        given = self.arrays[name]
-        # Comparing in the given type: a narrower float, or an integer that wrapped around, differs there.
-        differs = typed.astype(given.dtype) != given
-        if differs.any():
-            where = tuple(int(i) for i in np.argwhere(differs)[0])
-            raise DataError(
-                f"{self.source}: '{name}' is {given.dtype}, the model takes {typed.dtype}, and the value "
-                f"{given[where]!r} at {list(where)} would become {typed[where]!r}. "
-                f"If that is meant, convert it yourself: .astype('{typed.dtype}')."
-            )
 
 
 def num_batches(rows: int, size: int, *, drop_short: bool = False) -> int:

@@ -49,8 +49,9 @@ class Plan:
                 f"metric '{metric}' cannot be measured on '{manifest.name}', whose loss is {manifest.loss.kind}."
                 f"{near(metric, names(manifest.loss))}"
             )
-        data = data.checked(manifest)
-        val = None if val is None else val.checked(manifest)
+        data.check(manifest)
+        if val is not None:
+            val.check(manifest)
         if size > len(data):
             raise DataError(
                 f"{data.source} has {len(data)} rows ('{LABELS}'), fewer than the batch size {size}. "

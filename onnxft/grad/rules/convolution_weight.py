@@ -94,3 +94,6 @@ def _side_by_side(op: Op, x: ir.Value) -> ir.Value:
     """(N, C, *space) -> (C, N * O)"""
     swapped = op.Transpose(x, perm=[1, 0, *range(2, len(dims(x)))])
     return reshape(op, swapped, [dims(x)[1], None])
+
+
+VARIANTS: tuple[Variant, ...] = (depthwise, pointwise_at_once, product_per_tap, product_of_taps)

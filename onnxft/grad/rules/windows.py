@@ -60,7 +60,7 @@ def windows(node: ir.Node, x: ir.Value, y: ir.Value, kernel: Sequence[int]) -> l
         if node.attributes.get_int("ceil_mode", 0) and (outputs - 1) * strides[i] >= size + pads[i]:
             raise GradientError(
                 f"the last window of {node.op_type} '{node.name}' starts behind its input {list(dims(x))}. Runtimes "
-                "drop such a window, but shape inference counts it. Use ceil_mode = 0, or pads so that it starts inside."
+                "drop such a window, but shape inference counts it. Use ceil_mode = 0, or other pads."
             )
         begin = {"NOTSET": pads[i], "VALID": 0, "SAME_UPPER": missing // 2, "SAME_LOWER": (missing + 1) // 2}[auto_pad]
         found.append(Window(i + 2, size, outputs, kernel[i], strides[i], dilations[i], begin))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxft.errors import ConfigError, near
-from onnxft.manifest import Loss, Manifest, Optimizer
+from onnxft.files import check_replaceable
+from onnxft.manifest import FILE_NAME, Loss, Manifest, Optimizer
 from onnxft.runtime.session import TrainSession
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Plan:
             raise ConfigError(f"unknown generator '{generator}'.{near(generator, GENERATORS)}")
         if classes and self.loss.num_classes != len(classes):
             raise ConfigError(f"{len(classes)} class names were given, the model has {self.loss.num_classes} classes.")
+        check_replaceable(Path(directory), FILE_NAME)
         if generator == "native":
             if python is not None:
                 raise ConfigError("python names the environment of the 'ort-training' generator; 'native' needs none.")
@@ -86,10 +88,11 @@ def plan(
     """Export the forward model and choose what to train, without writing anything; arguments as in `export`."""
     from onnxft.exporters.pytorch import export_module
     from onnxft.exporters.source import load_factory
-    from onnxft.step.losses import describe_loss
+    from onnxft.step.losses import describe_loss, loss_builder
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 
+    loss_builder(loss)  # an unknown loss is found before the export, which may take minutes
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
     if isinstance(model, str):
         model, example_inputs = load_factory(model)
@@ -154,6 +157,7 @@ def export(
         SelectionError: a pattern matches nothing.
         GradientError: an operator on the path has no derivative.
         ConfigError: an argument is unknown or out of range.
+        ArtifactError: `directory` holds something else than an artifact.
     """
     from onnxft.exporters.source import load_factory
 
@@ -169,8 +173,8 @@ def export(
         input_names=input_names, output_names=output_names, dropout=dropout, name=place.name,
     )  # fmt: skip
     made.write(
-        place, batch_size=batch_size or made.forward.example_rows, generator=generator, classes=classes,
-        preprocessing=preprocessing, python=python,
+        place, batch_size=made.forward.example_rows if batch_size is None else batch_size, generator=generator,
+        classes=classes, preprocessing=preprocessing, python=python,
     )  # fmt: skip
     return place
 
@@ -183,11 +187,14 @@ def train(
     val: Data | None = None,
     run: str | Path | None = None,
     resume: bool = False,
+    progress: bool = True,
 ) -> Run:
-    """Fine-tune an artifact and record the run; see `onnxft.training.loop.run`."""
+    """Fine-tune an artifact and record the run, with progress on stderr; see `onnxft.training.loop.run`."""
     from onnxft.training import loop
+    from onnxft.training.progress import progress_for
 
-    return loop.run(artifact, data, config, val=val, run_dir=run, resume=resume)
+    shown = progress_for() if progress else None
+    return loop.run(artifact, data, config, val=val, run_dir=run, resume=resume, progress=shown)
 
 
 def bench(artifact: str | Path, config: BenchConfig | None = None) -> Report:

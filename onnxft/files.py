@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from onnxft.errors import ArtifactError
+
 
 def write_atomically(path: Path, data: bytes | bytearray) -> None:
     """Write `data` to `path`; a crash leaves the old file or the new one, never a part."""
@@ -49,6 +51,17 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_replaceable(path: Path, marker: str) -> None:
+    """ArtifactError if writing to `path` would delete something else than a directory that holds `marker`.
+
+    >>> check_replaceable(Path("no/such/directory"), "manifest.json")
+    """
+    if not path.name:
+        raise ArtifactError(f"'{path}' cannot be replaced as a whole: name a directory inside it.")
+    if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
+        raise ArtifactError(f"'{path}' exists and holds no {marker}: it would be deleted. Choose a new directory.")
 
 
 def recover(path: Path) -> Path:

@@ -6,6 +6,7 @@ Plain frozen dataclasses, written to and read from `manifest.json`. Reading vali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,11 @@ class Parameter:
     inference: ByteRange | None = None
     """Its bytes in the inference model."""
 
+    @property
+    def size(self) -> int:
+        """Number of scalar values."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -172,7 +178,7 @@ class Manifest:
     @property
     def num_trainable(self) -> int:
         """Number of scalar values that are trained."""
-        return sum(_size(p.shape) for p in self.parameters)
+        return sum(p.size for p in self.parameters)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -222,22 +228,21 @@ class Manifest:
             yield "a parameter is listed twice"
         if not names:
             yield "no parameter is trained"
+        shapes = {p.name: p.shape for p in self.parameters}
         for role, graph in self.graphs.items():
             if graph.file not in self.files:
                 yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
             for port in (*graph.inputs, *graph.outputs):
                 if port.parameter is not None and port.parameter not in names:
                     yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"
+                elif port.parameter is not None and port.shape != shapes[port.parameter]:
+                    yield (
+                        f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}, its parameter "
+                        f"{list(shapes[port.parameter])}"
+                    )
         for parameter in self.parameters:
             if parameter.inference is not None and parameter.inference.file not in self.files:
                 yield f"'{parameter.name}' lies in the file '{parameter.inference.file}', which has no sha256"
         for file in self.files:
             if file != Path(file).name or file in ("", ".", ".."):
                 yield f"the file name {file!r} leaves the artifact directory"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size

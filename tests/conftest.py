@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from onnxft.api import Plan
 
 MODELS = Path(__file__).with_name("models.py")
 
@@ -23,3 +29,42 @@ def digits_artifact(tmp_path_factory: pytest.TempPathFactory, digits_source: str
     return onnxft.export(
         digits_source, directory=tmp_path_factory.mktemp("artifacts") / "digits", input_names=["image"]
     )
+
+
+@pytest.fixture(scope="session")
+def planned() -> Callable[..., Plan]:
+    """planned(factory of models.py, dtype="float32", ...): the plan, made once a run; dtype is of the whole model."""
+    torch = pytest.importorskip("torch", reason="torch is not installed here: artifacts are exported elsewhere")
+    import models
+
+    from onnxft.api import plan
+
+    @cache
+    def make(name: str, dtype: str = "float32", loss: str = "cross_entropy", dropout: bool = True) -> Plan:
+        module, inputs = getattr(models, name)()
+        inputs = tuple(x.to(getattr(torch, dtype)) for x in inputs)
+        with pytest.MonkeyPatch.context() as patch:
+            if dtype == "float64":  # onnxruntime has no Conv in float64; those who ask for it compare with torch
+                patch.setattr("onnxft.exporters.pytorch.check_outputs", lambda *args: None)
+            return plan(module.to(getattr(torch, dtype)), inputs, loss=loss, dropout=dropout, name=name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, planned: Callable[..., Plan]) -> Callable[..., Path]:
+    """exported(factory of models.py, optimizer="adamw", batch_size=16, ...): an artifact, written once a run."""
+    from onnxft.api import Plan
+    from onnxft.step.optimizers import describe_optimizer
+
+    @cache
+    def make(
+        name: str, optimizer: str = "adamw", batch_size: int = 16, momentum: float | None = None, **options: object
+    ) -> Path:
+        made = planned(name, **options)
+        described = describe_optimizer(optimizer, {} if momentum is None else {"momentum": momentum})
+        directory = tmp_path_factory.mktemp("artifacts") / name
+        Plan(made.forward, made.selection, made.loss, described).write(directory, batch_size=batch_size)
+        return directory
+
+    return make

@@ -27,18 +27,21 @@ class ConvNet(nn.Module):
         self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(6)
         self.depthwise = nn.Conv2d(6, 6, 5, stride=2, padding=2, groups=6, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
         self.grouped = nn.Conv2d(6, 8, 3, groups=2)
         self.pointwise = nn.Conv2d(8, 10, 1)
         self.fc = nn.Linear(10 * 2 * 2, 10)
         # Statistics as after training: with 0 and 1 a frozen BatchNorm would hide its errors.
         with torch.no_grad():
-            self.bn1.running_mean.uniform_(-0.5, 0.5)
-            self.bn1.running_var.uniform_(0.5, 1.5)
+            for bn in (self.bn1, self.bn2):
+                bn.running_mean.uniform_(-0.5, 0.5)
+                bn.running_var.uniform_(0.5, 1.5)
+                bn.weight.uniform_(0.5, 2.0)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = nn.functional.relu6(self.bn1(self.conv1(image)))
         x = nn.functional.max_pool2d(x, 2)
-        x = torch.relu(self.grouped(self.depthwise(x)))
+        x = torch.relu(self.grouped(self.bn2(self.depthwise(x))))
         x = nn.functional.avg_pool2d(self.pointwise(x), 2)
         return self.fc(x.flatten(1))
 
@@ -91,7 +94,7 @@ def mlp_regression() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 def convnet() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(3)
-    return ConvNet(), (torch.randn(4, 1, 14, 14),)
+    return ConvNet(), (torch.randn(4, 1, 24, 24),)
 
 
 def digits() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

@@ -27,6 +27,22 @@ def say(text: str) -> None:
     console().print(escape(text))
 
 
+def size_text(size: int) -> str:
+    """A number of bytes in the unit that fits: `512 B`, `1.5 kB`, `98.2 MB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"
+
+
+def table(*columns: str) -> Table:
+    """An empty table without borders; a column whose name begins with `>` holds numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
 def parameter_table(plan: Plan) -> None:
     """Every parameter with its shape and whether it is trained, and the totals."""
     chosen, total = plan.selection.groups, 0
@@ -38,12 +54,11 @@ def parameter_table(plan: Plan) -> None:
         name = tensor.name + (f" = {', '.join(tensor.tied_to)}" if tensor.tied_to else "")
         state = "train" if tensor.name in chosen else plan.selection.skipped.get(tensor.name, "-")
         rows.append((escape(name), " × ".join(map(str, tensor.shape)) or "scalar", f"{tensor.size:,}", state))
-    table = Table("parameter", "shape", "values", "", box=None, pad_edge=False, header_style="bold")
-    table.columns[2].justify = "right"
+    made = table("parameter", "shape", ">values", "")
     shown = rows if len(rows) <= _MAX_ROWS else _around_changes(rows)
     for row in shown:
-        table.add_row(*row, style="" if row[3] == "train" else "dim")
-    console().print(table)
+        made.add_row(*row, style="" if row[3] == "train" else "dim")
+    console().print(made)
     trained = sum(t.size for t in plan.forward.tensors if t.name in chosen)
     say(
         f"{len(chosen)} of {len(rows)} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%})."
@@ -65,5 +80,5 @@ def _around_changes(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, st
 def artifact_summary(directory: Path, manifest: Manifest) -> None:
     """What was written, and the next command."""
     size = sum((directory / name).stat().st_size for name in manifest.files)
-    say(f"Wrote {directory} ({len(manifest.files) + 1} files, {size / 1e6:.1f} MB, generator {manifest.generator}).")
+    say(f"Wrote {directory} ({len(manifest.files) + 1} files, {size_text(size)}, generator {manifest.generator}).")
     say(f"Next: onnxft train {directory} --data DATA.npz")

@@ -12,19 +12,19 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from onnxft.errors import ModelError
+from onnxft.errors import ModelError, ProviderError
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.runtime.sessions import open_session
 
 
 def check_tensors(module: nn.Module, graph: ir.Graph, tensors: Mapping[str, Tensor], read: set[str]) -> None:
-    """Every tensor that the program reads is an initializer under its own name with its own value.
+    """Every tensor that the program reads is an initializer under its own name with its own value, and read.
 
     Exporters have merged equal tensors, folded normalisation into weights and stored renamed copies;
     training such a graph would tie or lose parameters without a word.
 
     Raises:
-        ModelError: a tensor is missing or has another shape, type or value.
+        ModelError: a tensor is missing, not read, or has another shape, type or value.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for tensor in tensors.values():
@@ -36,6 +36,11 @@ def check_tensors(module: nn.Module, graph: ir.Graph, tensors: Mapping[str, Tens
                 f"the export lost '{tensor.name}': the model reads it, but the graph has no initializer of that name "
                 "(merged with an equal one, or folded). Please report this with the torch version "
                 f"{torch.__version__}."
+            )
+        if not value.uses():
+            raise ModelError(
+                f"the export lost '{tensor.name}': the model reads it, but another initializer stands for it in the "
+                f"graph. Please report this with the torch version {torch.__version__}."
             )
         exported, own = value.const_value.numpy(), state[tensor.name].detach().cpu().numpy()
         if exported.dtype != own.dtype or not np.array_equal(exported, own, equal_nan=own.dtype.kind == "f"):
@@ -59,7 +64,12 @@ def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, to
     with TemporaryDirectory() as folder:
         path = Path(folder) / "infer.onnx"
         ir.save(forward.infer, path)
-        opened = open_session(path)
+        try:
+            opened = open_session(path)
+        except ProviderError as err:
+            double = any(t.dtype == "float64" for t in forward.tensors)
+            hint = " Export it in float32: module.float()." if double else ""
+            raise ModelError(f"the exported graph cannot be checked against torch: {err}{hint}") from err
         for size in (rows, rows + 1):
             batch = {n: torch.cat([v, v.flip(0)])[:size] for n, v in examples.items()}
             with torch.no_grad():

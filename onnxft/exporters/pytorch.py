@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from onnxft.errors import ModelError
+from onnxft.errors import ModelError, near
 from onnxft.exporters.check import check_outputs, check_tensors
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import OPSET, normalize
@@ -22,7 +22,9 @@ from onnxft.manifest import BATCH
 _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Layers that behave differently in training and are kept in inference behaviour: their statistics are frozen."""
 
-_RESERVED = ("labels", "sample_weights")
+_RESERVED = ("labels", "sample_weights", "step")
+"""Inputs of the training graphs that a model may have too."""
+_RESERVED_OUTPUTS = ("loss_sum", "weight_sum")
 
 
 def export_module(
@@ -47,12 +49,14 @@ def export_module(
     Raises:
         ModelError: torch cannot export it, or what it exported does not equal the module.
     """
-    examples = _examples(module, example_inputs)
-    rows = len(next(iter(examples.values())))
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module, not {type(module).__name__}.")
+    examples, rows = _examples(module, example_inputs)
     inputs, notes = _input_names(tuple(input_names or examples))
     if len(inputs) != len(examples):
         raise ModelError(f"input_names has {len(inputs)} names for {len(examples)} inputs.")
     tensors = state_tensors(module)
+    _check_names(inputs, tensors)
     infer = _export(module, examples, inputs, output_names, training=False, tensors=tensors)
     train = infer.clone()
     if dropout and _is_random(module):
@@ -163,26 +167,44 @@ def _name_outputs(graph: ir.Graph, output_names: Sequence[str] | None) -> None:
     names = output_names or (
         ["output"] if len(graph.outputs) == 1 else [f"output_{i}" for i in range(len(graph.outputs))]
     )
-    taken = {v.name for v in graph.inputs} | set(graph.initializers)
+    if len(names) != len(graph.outputs):
+        raise ModelError(f"output_names has {len(names)} names for {len(graph.outputs)} outputs.")
+    taken = {v.name for v in graph.inputs} | set(graph.initializers) | set(_RESERVED_OUTPUTS)
     for value, name in zip(graph.outputs, names, strict=True):
         if name in taken:
-            raise ModelError(f"the output name '{name}' is also an input or a parameter: choose other output_names.")
+            raise ModelError(
+                f"the output name '{name}' is also that of an input, a parameter or a sum: choose other output_names."
+            )
         value.name = name
 
 
-def _examples(module: nn.Module, given: Any) -> dict[str, torch.Tensor]:
-    """Example inputs by forward's argument names, with at least two rows (one row would be taken as fixed)."""
+def _examples(module: nn.Module, given: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """Example inputs by forward's argument names, and their rows.
+
+    A single row is repeated: traced with 1, the batch could pass for an axis that is broadcast.
+    """
     if isinstance(given, torch.Tensor):
         given = (given,)
+    if not isinstance(given, Mapping | Sequence) or isinstance(given, str) or not given:
+        raise ModelError(
+            f"example inputs must be tensors: one, a tuple or {{argument name: tensor}}, not {given!r:.80}."
+        )
+    names = list(inspect.signature(module.forward).parameters)
     if not isinstance(given, Mapping):
-        names = list(inspect.signature(module.forward).parameters)
         if len(given) > len(names):
             raise ModelError(f"forward takes {len(names)} inputs ({', '.join(names)}), {len(given)} were given.")
         given = dict(zip(names, given, strict=False))
+    elif unknown := [name for name in given if name not in names]:
+        raise ModelError(f"forward has no input '{unknown[0]}'.{near(unknown[0], names)}")
     for name, value in given.items():
         if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) == 0:
             raise ModelError(f"example input '{name}' must be a tensor with the batch as its first dimension.")
-    return {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in given.items()}
+    rows = {name: len(value) for name, value in given.items()}
+    count = next(iter(rows.values()))
+    if any(n != count for n in rows.values()):
+        raise ModelError(f"example inputs must have equally many rows, the batch first; here {rows}.")
+    values = {name: value.detach() for name, value in given.items()}
+    return {name: torch.cat([v, v]) if count == 1 else v for name, v in values.items()}, count
 
 
 def _input_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -190,6 +212,18 @@ def _input_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ..
     renamed = tuple(f"{n}_input" if n in _RESERVED else n for n in names)
     notes = (f"the model input '{a}' is called '{b}' here" for a, b in zip(names, renamed, strict=True) if a != b)
     return renamed, tuple(notes)
+
+
+def _check_names(inputs: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """A graph has one value of each name: inputs, and parameters under their own names."""
+    for name in inputs:
+        if name in tensors or inputs.count(name) > 1:
+            raise ModelError(f"the input name '{name}' is also that of a parameter or input: choose other input_names.")
+    for name in _RESERVED:
+        if name in tensors:
+            raise ModelError(
+                f"the parameter or buffer '{name}' has the name of an input of training graphs: rename it."
+            )
 
 
 def _is_random(module: nn.Module) -> bool:
@@ -204,11 +238,11 @@ def _is_random(module: nn.Module) -> bool:
 def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     """Training or inference mode, with normalisation in inference mode; the old modes come back."""
     before = {m: m.training for m in module.modules()}
-    module.train(training)
-    for m in before:
-        if isinstance(m, _NORMALIZATION):
-            m.eval()
     try:
+        module.train(training)
+        for m in before:
+            if isinstance(m, _NORMALIZATION):
+                m.eval()
         yield
     finally:
         for m, mode in before.items():

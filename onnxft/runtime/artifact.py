@@ -1,21 +1,29 @@
-"""Opening an artifact directory: every file is the one that was written, before the runtime reads any."""
+"""What comes from outside is checked before the runtime sees it: an artifact's files, new parameter values."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from onnxft.errors import ArtifactError
+import numpy as np
+
+from onnxft.errors import ArtifactError, near
 from onnxft.files import sha256
-from onnxft.manifest import Manifest
+from onnxft.manifest import FROZEN_FILE, Manifest
+from onnxft.runtime.engine import Array, Arrays
 
 
 def load_artifact(directory: Path) -> Manifest:
     """Read the manifest and check every file against it.
 
     Raises:
-        ArtifactError: a file is missing, a link, or does not match its sha256.
+        ArtifactError: a file is missing or does not match its sha256, or the directory holds a link.
     """
     manifest = Manifest.load(directory)
+    # Graphs name files of weights themselves: a link anywhere in here could lead the runtime out.
+    for entry in directory.rglob("*"):
+        if entry.is_symlink() or not entry.is_dir():
+            check_regular(entry)
     for name, expected in manifest.files.items():
         check_regular(directory / name)
         if sha256(directory / name) != expected:
@@ -32,3 +40,45 @@ def check_regular(path: Path) -> None:
         raise ArtifactError(f"'{path}' is missing. Copy or export the artifact again.")
     if path.is_symlink() or not path.is_file() or path.stat().st_nlink != 1:
         raise ArtifactError(f"'{path}' is a link or no regular file; onnxft reads only plain files of an artifact.")
+
+
+def check_parameters(manifest: Manifest, values: Arrays) -> dict[str, Array]:
+    """New values of trained parameters, in their element types.
+
+    Raises:
+        ArtifactError: a name is unknown, or a shape, type or value does not fit.
+    """
+    known = {p.name: p for p in manifest.parameters}
+    typed: dict[str, Array] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ArtifactError(f"'{name}' is no trained parameter of '{manifest.name}'.{near(name, known)}")
+        array = np.asarray(value)
+        if array.shape != known[name].shape:
+            raise ArtifactError(f"'{name}' has the shape {list(known[name].shape)}, not {list(array.shape)}.")
+        with np.errstate(over="ignore"):  # what becomes infinite is found below
+            typed[name] = array.astype(known[name].dtype) if array.dtype.kind == "f" else array
+        if array.dtype.kind != "f" or not np.isfinite(typed[name]).all():
+            raise ArtifactError(f"the new value of '{name}' must be finite {known[name].dtype} numbers.")
+    return typed
+
+
+def memory_estimate(directory: Path, manifest: Manifest) -> dict[str, int]:
+    """{what: bytes} that weights and state take while training; activations come on top.
+
+    Trained tensors are counted once. Providers that bind their buffers hold two of each, and gradients
+    only lie in memory of their own where steps are accumulated or clipped.
+    """
+    trained = sum(_bytes(p.shape, p.dtype) for p in manifest.parameters)
+    ports = {p.name: p for graph in manifest.graphs.values() for p in graph.inputs if p.role == "state"}
+    found = {
+        "trained parameters": trained,
+        "optimizer state": sum(_bytes(p.shape, p.dtype) for p in ports.values()),
+        "gradients": trained,
+    }
+    frozen = directory / FROZEN_FILE
+    return {**found, "frozen weights": frozen.stat().st_size} if FROZEN_FILE in manifest.files else found
+
+
+def _bytes(shape: tuple[int | str, ...], dtype: str) -> int:
+    return math.prod(int(d) for d in shape) * np.dtype(dtype).itemsize

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from onnxft.errors import DataError, near
@@ -21,16 +23,17 @@ def check_batch(
         batch: {port name: (rows, ...) array}, optionally with `sample_weights` (rows,).
         ports: input and label ports.
         loss: says the range of class labels.
-        labels: whether label ports must be present.
+        labels: whether label ports must be present, and weights may be.
         first_row: number of the batch's first row in the data set, for messages.
 
     Raises:
         DataError: a name, shape, element type or value does not fit; names the array, the reason and the row.
     """
     wanted = {p.name: p for p in ports if labels or p.role != "label"}
+    known = [*wanted, SAMPLE_WEIGHTS] if labels else list(wanted)
     for name in batch:
-        if name not in wanted and name != SAMPLE_WEIGHTS:
-            raise DataError(f"the model has no input '{name}'.{near(name, [*wanted, SAMPLE_WEIGHTS])}")
+        if name not in known:
+            raise DataError(f"the model has no input '{name}'.{near(name, known)}")
     for name in wanted:
         if name not in batch:
             raise DataError(f"the batch lacks '{name}'; it has {', '.join(repr(n) for n in batch) or 'nothing'}.")
@@ -75,6 +78,20 @@ def pad(batch: Arrays, rows: int, size: int) -> dict[str, Array]:
         n: np.concatenate([a, np.repeat(a[-1:], size - rows, axis=0)]) for n, a in batch.items() if n != SAMPLE_WEIGHTS
     }
     return {**padded, SAMPLE_WEIGHTS: np.concatenate([weights, np.zeros(size - rows, np.float32)])}
+
+
+def parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
+    """(first row, {name: at most `size` rows}) one after the other; at least one part."""
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
+    rows = max((len(a) for a in arrays.values() if a.ndim), default=0)
+    for start in range(0, max(rows, 1), size):
+        yield start, {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
+
+
+def without_labels(ports: tuple[Port, ...], rows: int, *, weights: bool) -> dict[str, Array]:
+    """Zero labels, with weight 0 where `weights`: for a batch of which only the outputs are asked for."""
+    zeros: dict[str, Array] = {p.name: np.zeros([rows, *(int(d) for d in p.shape[1:])], p.dtype) for p in ports}
+    return {**zeros, SAMPLE_WEIGHTS: np.zeros(rows, np.float32)} if weights else zeros
 
 
 def draw(ports: tuple[Port, ...], size: int, *, seed: int, step: int, micro_step: int) -> dict[str, Array]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from onnxft.errors import ArtifactError
-from onnxft.files import new_directory, recover, sha256, write_atomically
+from onnxft.files import check_replaceable, new_directory, recover, sha256, write_atomically
+from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Array, Arrays
 
 _RECORD = "checkpoint.json"
@@ -30,7 +31,12 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, parameters: Arrays, state: Arrays) -> None:
-    """Replace the directory `path`; a crash leaves the old or the new one."""
+    """Replace the directory `path`; a crash leaves the old or the new one.
+
+    Raises:
+        ArtifactError: `path` holds something else than a checkpoint.
+    """
+    check_replaceable(path, _RECORD)
     with new_directory(path) as beside:
         for name, tensors in zip(_TENSORS, (parameters, state), strict=True):
             write_atomically(beside / name, save(dict(tensors)))
@@ -48,6 +54,8 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Array], dict[str,
         checkpoint = msgspec.json.decode((place / _RECORD).read_bytes(), type=Checkpoint)
     except msgspec.MsgspecError as err:
         raise ArtifactError(f"'{place / _RECORD}' is damaged: {err}.") from err
+    if not (0 <= checkpoint.step_count < 2**63 and 0 <= checkpoint.seed < 2**63):
+        raise ArtifactError(f"'{place / _RECORD}' is damaged: step_count or seed is out of range.")
     tensors = []
     for name in _TENSORS:
         if not (place / name).is_file() or sha256(place / name) != checkpoint.files.get(name):
@@ -57,3 +65,31 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Array], dict[str,
         except SafetensorError as err:
             raise ArtifactError(f"'{place / name}' is damaged: {err}.") from err
     return checkpoint, tensors[0], tensors[1]
+
+
+def check_fits(
+    path: Path,
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    parameters: tuple[Arrays, Arrays],
+    state: tuple[Arrays, Arrays],
+) -> None:
+    """ArtifactError unless a checkpoint continues an artifact; `parameters` and `state` are (own, found)."""
+    if checkpoint.optimizer != manifest.optimizer.kind:
+        raise ArtifactError(
+            f"checkpoint '{path}' is of the optimizer '{checkpoint.optimizer}', the artifact has "
+            f"'{manifest.optimizer.kind}'. Continue with the artifact '{checkpoint.artifact}'."
+        )
+    for kind, (own, found) in (("parameter", parameters), ("state", state)):
+        for name in sorted({*found, *own}):
+            if name in own and name in found and _like(own[name], found[name]):
+                continue
+            problem = "is missing" if name not in found else "is unknown or has another shape or type"
+            raise ArtifactError(
+                f"checkpoint '{path}' does not fit the artifact '{manifest.name}': {kind} '{name}' {problem}. "
+                f"It was written for '{checkpoint.artifact}'."
+            )
+
+
+def _like(own: Array, found: Array) -> bool:
+    return own.shape == found.shape and own.dtype == found.dtype

@@ -156,6 +156,10 @@ class NativeEngine:
 
     def _initial(self) -> dict[str, Array]:
         """Parameters from the file; state and accumulators are zeros."""
+        if PARAMETERS_FILE not in self.manifest.files:  # then nothing has checked it
+            raise ArtifactError(
+                f"the manifest of '{self.manifest.name}' has no sha256 of {PARAMETERS_FILE}. Export the artifact again."
+            )
         values: dict[str, Array] = dict(load_file(self._directory / PARAMETERS_FILE))
         expected = {p.name: (p.shape, p.dtype) for p in self.manifest.parameters}
         found = {name: (v.shape, v.dtype.name) for name, v in values.items()}

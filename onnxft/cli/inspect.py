@@ -1,0 +1,83 @@
+"""`onnxft inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("inspect")
+@click.argument("what", metavar="DIR|MODEL.onnx", type=click.Path(path_type=Path))
+def inspect(what: Path) -> None:
+    """Show what an artifact holds, or which operators of a model can be differentiated.
+
+    An artifact needs no onnx package; of a model only the operators are read, none is run.
+    """
+    if what.suffix == ".onnx" or what.is_file():
+        _model(what)
+    else:
+        _artifact(what)
+
+
+def _artifact(directory: Path) -> None:
+    from rich.markup import escape
+
+    from onnxft.cli.render import console, say, size_text, table
+    from onnxft.runtime.artifact import load_artifact, memory_estimate
+
+    manifest = load_artifact(directory)
+    options = "".join(f", {key}={value:g}" for key, value in manifest.optimizer.options.items())
+    classes = f", {manifest.loss.num_classes} classes" if manifest.loss.num_classes is not None else ""
+    say(f"Artifact     {manifest.name} (generator {manifest.generator}, schema {manifest.schema_version})")
+    say(f"Loss         {manifest.loss.kind} of '{manifest.loss.output}'{classes}")
+    say(f"Optimizer    {manifest.optimizer.kind}{options}, weight_decay={manifest.optimizer.weight_decay:g}")
+    say(f"Batch        {manifest.batch_size} rows")
+    if manifest.classes:
+        say(f"Classes      {', '.join(manifest.classes)}")
+    say(f"Built with   {', '.join(f'{package} {version}' for package, version in manifest.versions.items())}\n")
+
+    parameters = table("trained parameter", "shape", "type", "group", ">values")
+    for p in manifest.parameters:
+        names = " = ".join((p.name, *p.tied_to))
+        shape = " × ".join(map(str, p.shape)) or "scalar"
+        parameters.add_row(escape(names), shape, p.dtype, escape(p.group), f"{p.size:,}")
+    console().print(parameters)
+    total = manifest.num_trainable + manifest.frozen_parameters
+    say(f"{manifest.num_trainable:,} of {total:,} values are trained ({manifest.num_trainable / total:.1%}).\n")
+
+    graphs = table("graph", "file", ">size", "precision", "provider", "inputs")
+    for role, graph in sorted(manifest.graphs.items()):
+        data = ", ".join(
+            f"{p.name} {p.dtype}[{', '.join(map(str, p.shape))}]"
+            for p in graph.inputs
+            if p.role in ("input", "label", "feature", "random")
+        )
+        size = size_text((directory / graph.file).stat().st_size)
+        graphs.add_row(role, escape(graph.file), size, graph.precision, graph.provider or "any", escape(data or "-"))
+    console().print(graphs)
+
+    memory = memory_estimate(directory, manifest)
+    parts = ", ".join(f"{what} {size_text(size)}" for what, size in memory.items())
+    say(f"\nMemory for weights and state: about {size_text(sum(memory.values()))} ({parts}).")
+    say("Activations come on top; providers with bound buffers hold trained parameters and state twice.")
+
+
+def _model(path: Path) -> None:
+    from rich.markup import escape
+
+    from onnxft.cli.render import console, say, table
+    from onnxft.grad.coverage import coverage
+
+    meaning = {"rule": "has a rule", "by nature": "no derivative", "not yet": "no rule yet", "other domain": "not ONNX"}
+    found = coverage(path)
+    operators = table("operator", ">nodes", "derivative", "")
+    for op in found:
+        name = f"{op.domain}::{op.op_type}" if op.domain else op.op_type
+        style = "" if op.status == "rule" else "dim" if op.status == "by nature" else "bold"
+        operators.add_row(escape(name), f"{op.count:,}", meaning[op.status], escape(op.reason), style=style)
+    console().print(operators)
+    lacking = [op.op_type for op in found if op.status in ("not yet", "other domain")]
+    say(f"{len(found)} operators, {len(found) - len(lacking)} of them covered.")
+    if lacking:
+        say(f"Not covered: {', '.join(lacking)}. Parameters can be trained where these do not lie behind them.")

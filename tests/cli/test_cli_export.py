@@ -1,0 +1,194 @@
+"""`onnxft export`, run as a user runs it: through `main`, which turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import onnxft
+from onnxft.api import Plan
+from onnxft.cli.export import export
+from onnxft.cli.main import main
+from onnxft.errors import ExitStatus
+from onnxft.manifest import Manifest
+
+MODELS = Path(__file__).parent.parent / "models.py"
+MLP = f"{MODELS}:mlp"
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def onnxft_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run `onnxft ARGUMENTS` in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["onnxft", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Done(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def exported_before(planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export of MLP stands in for every export: what goes wrong around it is the point."""
+    forward = planned("mlp").forward
+    monkeypatch.setattr("onnxft.exporters.pytorch.export_module", lambda *args, **options: forward)
+
+
+def test_export_writes_an_artifact_and_says_what_is_next(onnxft_command: Command, tmp_path: Path) -> None:
+    done = onnxft_command(
+        "export", MLP, "--train", "fc[23].*", "--freeze", "fc3.bias", "--batch-size", "6", "--optimizer", "sgd",
+        "--optimizer-option", "momentum=0.9", "--weight-decay", "0.1", "--input-name", "features", "--no-dropout",
+        "--output-name", "scores", *(x for c in "abcde" for x in ("--class", c)),
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert "3 of 6 parameters are trained: 102 of 195 values (52.3%)." in done.out
+    assert "Next: onnxft train artifacts/mlp --data" in done.out
+    manifest = Manifest.load(tmp_path / "artifacts" / "mlp")
+    assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias", "fc3.weight"]
+    assert (manifest.batch_size, manifest.classes) == (6, tuple("abcde"))
+    assert (manifest.optimizer.options, manifest.optimizer.weight_decay) == ({"momentum": 0.9}, 0.1)
+    assert [p.name for p in manifest.graph("eval").named("input")] == ["features"]
+    assert [p.name for p in manifest.graph("eval").named("output", "outputs")] == ["scores"]
+
+
+def test_a_dry_run_writes_nothing(onnxft_command: Command, tmp_path: Path) -> None:
+    done = onnxft_command("export", MLP, "--train", "fc3.*", "--dry-run")
+    assert done.code == 0
+    assert "2 of 6 parameters are trained: 35 of 195 values" in done.out
+    assert "Dry run: nothing was written." in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_gives_values_and_flags_override_them(onnxft_command: Command, tmp_path: Path) -> None:
+    Path("c.yaml").write_text(
+        "trainable: ['fc1.*']\nbatch-size: 9\noptimizer: sgd\noptimizer_options: [momentum=0.5]\n", encoding="utf-8"
+    )
+    done = onnxft_command("export", MLP, "--config", "c.yaml", "--batch-size", "3", "--train", "fc2.*", "--out", "a")
+    assert (done.code, done.err) == (0, "")
+    manifest = Manifest.load(tmp_path / "a")
+    assert (manifest.batch_size, manifest.optimizer.kind) == (3, "sgd")
+    assert manifest.optimizer.options == {"momentum": 0.5}
+    assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias"]
+
+
+@pytest.mark.usefixtures("exported_before")
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("batchsize: 3", ExitStatus.CONFIG, "'c.yaml' has the unknown option 'batchsize'. Did you mean 'batch_size'?"),
+        ("source: other.py:f", ExitStatus.CONFIG, "unknown option 'source'"),
+        ("python: /bin/sh", ExitStatus.CONFIG, "unknown option 'python'"),
+        ("config: d.yaml", ExitStatus.CONFIG, "unknown option 'config'"),
+        ("- 1", ExitStatus.CONFIG, "must hold a mapping"),
+        ("", ExitStatus.CONFIG, "must hold a mapping"),
+        ("a: [", ExitStatus.CONFIG, "'c.yaml' is not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", ExitStatus.CONFIG, "'c.yaml' is not YAML"),
+        ("batch_size: many", ExitStatus.USAGE, "'many' is not a valid integer"),
+        ("trainable: fc*", ExitStatus.USAGE, "Value must be an iterable"),
+        ("batch_size: 0", ExitStatus.CONFIG, "batch_size is 0"),
+    ],
+)
+def test_a_wrong_file_is_an_error(text: str, code: int, words: str, onnxft_command: Command, tmp_path: Path) -> None:
+    Path("c.yaml").write_text(text, encoding="utf-8")
+    done = onnxft_command("export", MLP, "--config", "c.yaml")
+    assert done.code == code
+    assert words in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.usefixtures("exported_before")
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["exprot"], ExitStatus.USAGE, "no command 'exprot'. Did you mean 'export'?"),
+        (["export"], ExitStatus.USAGE, "Missing argument 'SOURCE'"),
+        (["export", MLP, "--batchsize", "3"], ExitStatus.USAGE, "--batch-size"),
+        (["export", MLP, "--optimizer-option", "momentum"], ExitStatus.USAGE, "'momentum' is not of the form"),
+        (["export", MLP, "--optimizer-option", "momentum=x"], ExitStatus.USAGE, "not of the form KEY=NUMBER"),
+        (["export", MLP, "--config", "missing.yaml"], ExitStatus.USAGE, "'missing.yaml' does not exist"),
+        (["export", "mlp"], ExitStatus.MODEL, "SOURCE 'mlp' is not of the form"),
+        (["export", f"{MODELS}:mpl"], ExitStatus.MODEL, "has no function 'mpl'. Did you mean 'mlp'"),
+        (["export", "missing.py:mlp"], ExitStatus.MODEL, "the file 'missing.py' does not exist"),
+        (["export", MLP, "--loss", "hinge"], ExitStatus.MODEL, "unknown loss 'hinge'"),
+        (["export", MLP, "--train", "fc4.*"], ExitStatus.MODEL, "'fc4.*' matches no parameter of 'mlp'"),
+        (["export", MLP, "--freeze", "*"], ExitStatus.MODEL, "nothing is left to train"),
+        (["export", MLP, "--optimizer", "adam"], ExitStatus.CONFIG, "unknown optimizer 'adam'. Did you mean 'adamw'?"),
+        (["export", MLP, "--optimizer-option", "beta1=2"], ExitStatus.CONFIG, "'beta1' of optimizer 'adamw' is 2.0"),
+        (["export", MLP, "--loss-output", "outptu"], ExitStatus.CONFIG, "no output 'outptu'. Did you mean 'output'?"),
+        (["export", MLP, "--generator", "ort"], ExitStatus.CONFIG, "unknown generator 'ort'"),
+        (["export", MLP, "--class", "a"], ExitStatus.CONFIG, "1 class names were given, the model has 5 classes"),
+        (["export", MLP, "--out", "."], ExitStatus.ARTIFACT, "cannot be replaced as a whole"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_error_has_its_exit_code(
+    arguments: list[str], code: int, words: str, onnxft_command: Command, tmp_path: Path
+) -> None:
+    done = onnxft_command(*arguments)
+    assert done.code == code
+    assert words in done.err
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_without_rule_ends_with_its_code(onnxft_command: Command, tmp_path: Path) -> None:
+    source = tmp_path / "determinant.py"
+    source.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return torch.linalg.det(super().forward(x).reshape(-1, 2, 2)).reshape(-1, 1) * super().forward(x)\n"
+        "def make():\n"
+        "    return Net(3, 4), (torch.ones(5, 3),)\n",
+        encoding="utf-8",
+    )
+    done = onnxft_command("export", "determinant.py:make")
+    assert done.code == ExitStatus.GRADIENT
+    assert "no rule for 'Det'" in done.err
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_the_command_under_clicks_own_runner() -> None:
+    shown = CliRunner().invoke(export, ["--help"])
+    assert shown.exit_code == 0
+    assert "--train GLOB" in shown.output
+    assert "[default: *]" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (["--version"], 0, f"onnxft, version {onnxft.__version__}", ""),
+        (["export", "nowhere:f"], ExitStatus.MODEL, "", "Error: module 'nowhere' cannot be imported"),
+    ],
+)
+def test_the_process(arguments: list[str], code: int, out: str, err: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxft", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(MODELS.parent.parent)},
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stdout.startswith(out)
+    assert done.stderr.startswith(err)

@@ -1,0 +1,79 @@
+"""The models that providers are tried on, and what torch computes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import models
+import numpy as np
+import torch
+
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, how it is trained, and data for it."""
+
+    name: str
+    factory: Callable[[], tuple[Any, tuple[Any, ...]]]
+    input_name: str
+    shape: tuple[int, ...]
+    loss: str
+    outputs: int
+    scale: float = 1.0
+
+    def batches(self, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+        """Random batches of `ROWS` rows."""
+        rng = np.random.default_rng(seed)
+        return [self._batch(rng) for _ in range(count)]
+
+    def _batch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        x = (self.scale * rng.standard_normal((ROWS, *self.shape))).astype(np.float32)
+        if self.loss == "mse":
+            return {self.input_name: x, "labels": rng.standard_normal((ROWS, self.outputs)).astype(np.float32)}
+        return {self.input_name: x, "labels": rng.integers(0, self.outputs, ROWS)}
+
+    def module(self) -> torch.nn.Module:
+        """The torch model as it is trained here: normalisation frozen, no dropout."""
+        module, _ = self.factory()
+        return module.eval()
+
+    def mean_loss(
+        self, module: torch.nn.Module, batch: dict[str, np.ndarray], dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """The loss in torch, in the type of the model."""
+        output = module(torch.tensor(batch[self.input_name], dtype=dtype))
+        labels = torch.tensor(batch["labels"])
+        if self.loss == "mse":
+            return torch.nn.functional.mse_loss(output, labels.to(dtype))
+        return torch.nn.functional.cross_entropy(output, labels)
+
+
+SUBJECTS = {
+    s.name: s
+    for s in (
+        Subject("mlp", models.mlp, "x", (7,), "cross_entropy", 5),
+        Subject("mlp_regression", models.mlp_regression, "x", (7,), "mse", 3),
+        Subject("convnet", models.convnet, "image", (1, 24, 24), "cross_entropy", 10, scale=2.0),
+        Subject("efficientnet", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2),
+    )
+}
+
+
+def torch_losses(
+    subject: Subject, optimizer: Callable[..., torch.optim.Optimizer], batches: Sequence[dict[str, np.ndarray]]
+) -> list[float]:
+    """Losses of torch's own steps over `batches`."""
+    module = subject.module()
+    stepper = optimizer(module.parameters())
+    losses = []
+    for batch in batches:
+        stepper.zero_grad()
+        loss = subject.mean_loss(module, batch)
+        loss.backward()
+        stepper.step()
+        losses.append(loss.item())
+    return losses

@@ -1,0 +1,149 @@
+"""Buffers between steps: the runtime may write an output before the last reader of the input it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxft.runtime import native
+from onnxft.runtime.buffers import BoundRunner, BoundStore, ValueRunner, ValueStore
+from onnxft.runtime.engine import Hyper
+from onnxft.runtime.native import NativeEngine
+from onnxft.runtime.sessions import OpenSession, open_session
+
+ROWS = 16
+BATCH = {
+    "x": np.random.default_rng(40).standard_normal((ROWS, 7)).astype(np.float32),
+    "labels": np.arange(ROWS) % 5,
+    "sample_weights": np.ones(ROWS, np.float32),
+}
+
+
+class RecordingBinding:
+    """Notes where inputs and outputs lie."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.inputs, self.outputs = real, {}, {}
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.inputs[value.data_ptr()] = name
+        self.real.bind_ortvalue_input(name, value)
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        self.outputs[value.data_ptr()] = name
+        self.real.bind_ortvalue_output(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+class RecordingSession:
+    """A real session whose bindings are noted under the name of its graph file."""
+
+    def __init__(self, session: Any, runs: list[RecordingBinding]) -> None:
+        self.session, self.runs = session, runs
+
+    def io_binding(self) -> RecordingBinding:
+        return RecordingBinding(self.session.io_binding())
+
+    def run_with_iobinding(self, binding: RecordingBinding) -> None:
+        self.runs.append(binding)
+        self.session.run_with_iobinding(binding.real)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordingBinding]]:
+    """{graph role: the binding of each run} of the engines opened in a test."""
+    found: dict[str, list[RecordingBinding]] = {}
+
+    def record(path: Path, *args: Any, **options: Any) -> OpenSession:
+        opened = open_session(path, *args, **options)
+        session = RecordingSession(opened.session, found.setdefault(path.stem, []))
+        return OpenSession(session, opened.provider, opened.nodes, opened.options)
+
+    monkeypatch.setattr(native, "open_session", record)
+    return found
+
+
+def engine(artifact: Path) -> NativeEngine:
+    from onnxft.runtime.artifact import load_artifact
+
+    return NativeEngine(artifact, load_artifact(artifact), threads=1)
+
+
+def hyper(step: int) -> Hyper:
+    return Hyper({"default": 0.05}, {"default": 0.01}, step)
+
+
+def test_only_the_update_graph_writes_over_its_inputs(
+    exported: Callable[..., Path], runs: dict[str, list[RecordingBinding]]
+) -> None:
+    opened = engine(exported("mlp"))
+    for step in range(1, 4):
+        opened.step(BATCH, hyper(2 * step - 1))
+        for _ in range(3):
+            opened.accumulate(BATCH)
+        opened.update(hyper(2 * step), 3.0 * ROWS)
+    assert [len(runs[role]) for role in ("train", "gradients", "update")] == [3, 9, 3]
+    for role in ("train", "gradients"):
+        for binding in runs[role]:
+            assert binding.outputs, "nothing was bound"
+            assert not binding.inputs.keys() & binding.outputs.keys(), role
+    for binding in runs["update"]:
+        same = {binding.inputs[place]: name for place, name in binding.outputs.items() if place in binding.inputs}
+        assert same.keys() >= {"fc1.weight", "fc1.weight.exp_avg"}
+        assert all(output == f"{name}.new" for name, output in same.items()), same
+
+
+def test_in_place_and_out_of_place_updates_are_the_same(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*, in_place: bool) -> dict[str, bytes]:
+        monkeypatch.setattr(
+            native, "BoundRunner",
+            lambda o, g, s, in_place: BoundRunner(o, g, s, in_place=in_place and allowed),
+        )  # fmt: skip
+        allowed = in_place
+        opened = engine(exported("mlp"))
+        for step in range(1, 6):
+            opened.accumulate(BATCH)
+            opened.accumulate(BATCH)
+            opened.update(Hyper({"default": 0.05}, {"default": 0.01}, step, max_norm=0.5, max_value=0.1), 2.0 * ROWS)
+        return {n: v.tobytes() for n, v in (opened.parameters() | opened.state()).items()}
+
+    assert run(in_place=True) == run(in_place=False)
+
+
+def test_both_ways_of_binding_are_the_same(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(store: type, runner: Any) -> dict[str, bytes]:
+        monkeypatch.setattr(native, "BoundStore", store)
+        monkeypatch.setattr(native, "BoundRunner", runner)
+        opened = engine(exported("mlp"))
+        for step in range(1, 6):
+            opened.step(BATCH, hyper(2 * step - 1))
+            opened.accumulate(BATCH)
+            opened.accumulate(BATCH)
+            opened.update(hyper(2 * step), 2.0 * ROWS)
+        return {n: v.tobytes() for n, v in (opened.parameters() | opened.state()).items()}
+
+    bound = run(BoundStore, BoundRunner)
+    values = run(ValueStore, lambda opened, graph, store, in_place: ValueRunner(opened, graph, store))
+    assert bound == values
+
+
+@pytest.mark.parametrize("store", [BoundStore, ValueStore])
+def test_a_store_hands_out_and_takes_copies(store: type) -> None:
+    first, second = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
+    held = store({"w": first, "w/gradient": np.zeros(3)})
+    first[:] = 0
+    assert held.read("w").tolist() == [1, 2, 3]
+    held.read("w")[:] = 0
+    assert held.read("w").tolist() == [1, 2, 3]
+    held.write("w", second)
+    second[:] = 0
+    assert held.read("w").tolist() == [4, 5, 6]
+    assert held.read("w/gradient").tolist() == [0, 0, 0]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from onnxft.errors import ModelError
+from onnxft.grad.backward import backward
+from onnxft.graph.builder import add_input, builder
+from onnxft.graph.normalize import IR_VERSION, OPSET
+from onnxft.manifest import BATCH
+from onnxft.step.losses import describe_loss, label_type, loss_builder
+
+ROWS = 6
+WEIGHTS = np.array([1.0, 0.5, 0.0, 2.0, 1.5, 0.25], np.float32)
+
+
+def loss_graph(kind: str, shape: tuple[int, ...], dtype: str) -> bytes:
+    """output, labels, weights -> loss sum, weight sum, gradient of the loss sum, metrics."""
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="loss")
+    op = builder(graph)
+    output = add_input(op, "output", ir.DataType.from_numpy(np.dtype(dtype)), [BATCH, *shape])
+    label_dtype, label_shape = label_type(describe_loss(kind, output), output)
+    labels = add_input(op, "labels", label_dtype, label_shape)
+    weights = add_input(op, "weights", ir.DataType.FLOAT, [BATCH])
+    terms = loss_builder(kind)(op, output, labels, weights)
+    gradient = backward(op, terms.loss_sum, [output])[output]
+    graph.outputs.extend([terms.loss_sum, terms.weight_sum, gradient, *terms.metrics.values()])
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString())
+
+
+def run(model: bytes, feeds: dict[str, np.ndarray], dtype: str) -> list[np.ndarray]:
+    if dtype == "float64":
+        return list(ReferenceEvaluator(model).run(None, feeds))
+    return list(ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feeds))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 5)])
+def test_cross_entropy_equals_torch(shape: tuple[int, ...], dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 3, (ROWS, *shape)).astype(dtype)
+    logits[0, 0] += 80  # softmax of the plain formula would overflow in float32
+    labels = rng.integers(0, shape[0], (ROWS, *shape[1:]))
+    loss, weight, gradient, correct = run(
+        loss_graph("cross_entropy", shape, dtype), {"output": logits, "labels": labels, "weights": WEIGHTS}, dtype
+    )
+
+    x = torch.tensor(logits, requires_grad=True)
+    each = torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none")
+    rows = torch.tensor(WEIGHTS.astype(dtype)).reshape(-1, *[1] * (each.ndim - 1)).expand_as(each)
+    (rows * each).sum().backward()
+    tolerance = {"float32": 2e-6, "float64": 1e-12}[dtype]
+    assert loss.dtype == np.dtype(dtype)
+    np.testing.assert_allclose(loss, float((rows * each).sum().detach()), rtol=tolerance)
+    np.testing.assert_allclose(weight, float(rows.sum()), rtol=tolerance)
+    np.testing.assert_allclose(correct, float((rows * (x.argmax(1) == torch.tensor(labels))).sum()), rtol=tolerance)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (4,), (4, 3)])
+def test_mse_equals_torch(shape: tuple[int, ...], dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    output, labels = (rng.standard_normal((ROWS, *shape)).astype(dtype) for _ in range(2))
+    loss, weight, gradient = run(
+        loss_graph("mse", shape, dtype), {"output": output, "labels": labels, "weights": WEIGHTS}, dtype
+    )
+    x = torch.tensor(output, requires_grad=True)
+    each = torch.nn.functional.mse_loss(x, torch.tensor(labels), reduction="none")
+    rows = torch.tensor(WEIGHTS.astype(dtype)).reshape(-1, *[1] * (each.ndim - 1)).expand_as(each)
+    (rows * each).sum().backward()
+    tolerance = {"float32": 2e-6, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(loss, float((rows * each).sum().detach()), rtol=tolerance)
+    np.testing.assert_allclose(weight, float(rows.sum()), rtol=tolerance)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=tolerance * 10)
+
+
+def test_equal_weights_give_torchs_mean() -> None:
+    """The sums divided by each other are what torch calls reduction="mean", over all positions."""
+    rng = np.random.default_rng(7)
+    logits, labels = rng.standard_normal((ROWS, 4, 3)).astype(np.float32), rng.integers(0, 4, (ROWS, 3))
+    feeds = {"output": logits, "labels": labels, "weights": np.ones(ROWS, np.float32)}
+    loss, weight, *_ = run(loss_graph("cross_entropy", (4, 3), "float32"), feeds, "float32")
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels))
+    assert weight == ROWS * 3
+    assert loss / weight == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "words"),
+    [
+        ("cross_entropi", (4,), "unknown loss 'cross_entropi'. Did you mean 'cross_entropy'?"),
+        ("huber", (4,), "Known: 'cross_entropy', 'mse'."),
+        ("cross_entropy", (), "the output 'output' has ['batch']. Choose another output or --loss mse"),
+        ("cross_entropy", ("classes",), "['batch', 'classes']"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_an_error(kind: str, shape: tuple[int | str, ...], words: str) -> None:
+    op = builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}))
+    with pytest.raises(ModelError) as err:
+        describe_loss(kind, add_input(op, "output", ir.DataType.FLOAT, [BATCH, *shape]))
+    assert words in str(err.value)

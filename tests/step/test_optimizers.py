@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from onnxft.errors import ConfigError
+from onnxft.graph.builder import add_input, builder
+from onnxft.graph.forward import Forward, Tensor
+from onnxft.graph.normalize import IR_VERSION, OPSET
+from onnxft.manifest import Optimizer
+from onnxft.step.build import StepGraph, _update_graph
+from onnxft.step.optimizers import describe_optimizer
+from onnxft.step.select import select
+from onnxft.step.transforms import _bias_correction
+
+SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.scale": ()}
+WEIGHT_SUM = 7.0
+INF = float("inf")
+
+
+def update_graph(optimizer: Optimizer, dtype: str) -> StepGraph:
+    """The `update` graph of parameters of the SHAPES; it needs nothing of a model but their names."""
+    empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}), ir_version=IR_VERSION)
+    tensors = tuple(Tensor(name, shape, dtype, "parameter") for name, shape in SHAPES.items())
+    forward = Forward("m", empty, empty, tensors, (), ())
+    return _update_graph(forward, select(forward), optimizer)
+
+
+class Updates:
+    """Runs an update graph step after step on one of the two evaluators."""
+
+    def __init__(self, graph: StepGraph, values: dict[str, np.ndarray], dtype: str) -> None:
+        proto = ir.to_proto(graph.model)
+        if dtype == "float32":
+            session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+            self.run = session.run
+        else:
+            self.run = ReferenceEvaluator(proto).run
+        self.graph, self.dtype, self.count = graph, np.dtype(dtype), 0
+        self.values = dict(values)
+        self.state = {p.name: np.zeros(p.shape, dtype) for p in graph.inputs if p.role == "state"}
+
+    def step(self, sums: dict[str, np.ndarray], lr: float, decay: float, max_norm: float, max_value: float) -> None:
+        self.count += 1
+        scalars = {
+            "weight_sum": WEIGHT_SUM, "lr.default": lr, "weight_decay.default": decay, "step": self.count,
+            "max_norm": max_norm, "max_value": max_value,
+        }  # fmt: skip
+        feeds = {p.name: np.array(scalars[p.name], self.dtype) for p in self.graph.inputs if p.name in scalars}
+        feeds |= {f"{name}.accumulator": value for name, value in sums.items()} | self.values | self.state
+        found = dict(zip([p.name for p in self.graph.outputs], self.run(None, feeds), strict=True))
+        self.values = {name: np.asarray(found[f"{name}.new"]) for name in self.values}
+        self.state = {name: np.asarray(found[f"{name}.new"]) for name in self.state}
+
+
+def normal(rng: np.random.Generator, dtype: str) -> dict[str, np.ndarray]:
+    return {name: np.asarray(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
+
+
+TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kind", "options", "decay", "max_norm", "max_value"),
+    [
+        ("adamw", {}, None, INF, INF),
+        ("adamw", {}, 0.0, INF, INF),
+        ("adamw", {"beta1": 0.7, "beta2": 0.99, "eps": 1e-3}, 0.2, INF, INF),
+        ("sgd", {}, None, INF, INF),
+        ("sgd", {}, 0.1, INF, INF),
+        ("sgd", {"momentum": 0.9}, None, INF, INF),
+        ("sgd", {"momentum": 0.9}, 0.1, INF, INF),
+        ("sgd", {}, None, 0.05, INF),
+        ("sgd", {"momentum": 0.9}, 0.1, INF, 0.03),
+        ("adamw", {}, None, 0.3, 0.1),
+        ("adamw", {}, None, 1e6, 1e6),
+    ],
+)
+def test_25_steps_equal_torch(
+    kind: str, options: dict[str, float], decay: float | None, max_norm: float, max_value: float, dtype: str
+) -> None:
+    rng = np.random.default_rng(11)
+    values = normal(rng, dtype)
+    optimizer = describe_optimizer(kind, options, decay)
+    updates = Updates(update_graph(optimizer, dtype), values, dtype)
+    parameters = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
+    reference = _torch_optimizer(kind, list(parameters.values()), optimizer)
+    for step in range(25):
+        lr = 0.1 / (1 + step)  # another one at each step
+        sums = {name: np.asarray(WEIGHT_SUM * value, dtype) for name, value in normal(rng, dtype).items()}
+        for name, p in parameters.items():
+            p.grad = torch.tensor(sums[name]) / WEIGHT_SUM
+        torch.nn.utils.clip_grad_value_(parameters.values(), max_value)
+        torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+        reference.param_groups[0]["lr"] = lr
+        reference.step()
+        updates.step(sums, lr, optimizer.weight_decay, max_norm, max_value)
+    for name, p in parameters.items():
+        expected = p.detach().numpy()
+        assert updates.values[name].dtype == np.dtype(dtype)
+        error = np.abs(updates.values[name] - expected).max() / np.abs(expected).max()
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+
+
+def _torch_optimizer(kind: str, parameters: list[torch.Tensor], optimizer: Optimizer) -> torch.optim.Optimizer:
+    options = optimizer.options
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, momentum=options["momentum"], weight_decay=optimizer.weight_decay)
+    betas = (options["beta1"], options["beta2"])
+    return torch.optim.AdamW(parameters, betas=betas, eps=options["eps"], weight_decay=optimizer.weight_decay)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("step", [1, 2, 10, 1000, 100_000])
+def test_bias_correction_keeps_the_precision_of_float32(beta: float, step: int) -> None:
+    """1 - βᵗ in its plain form is off by up to 1e-3 here at step 1."""
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET})
+    op = builder(graph)
+    graph.outputs.append(_bias_correction(op, add_input(op, "step", ir.DataType.FLOAT, []), beta))
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"step": np.array(step, np.float32)})
+    assert found == pytest.approx(-np.expm1(step * np.log(beta)), rel=3e-7)
+
+
+def test_an_optimizer_without_state_has_no_step_input() -> None:
+    assert {p.role for p in update_graph(describe_optimizer("sgd"), "float32").inputs} == {
+        "parameter", "accumulator", "weight_sum", "max_norm", "max_value", "lr", "weight_decay",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "decay", "words"),
+    [
+        ("adam", {}, None, "unknown optimizer 'adam'. Did you mean 'adamw'?"),
+        ("lion", {}, None, "Known: 'adamw', 'sgd'."),
+        ("sgd", {"momentun": 0.9}, None, "'sgd' has no option 'momentun'. Did you mean 'momentum'?"),
+        ("adamw", {"momentum": 0.9}, None, "'adamw' has no option 'momentum'"),
+        ("adamw", {"beta1": 1.0}, None, "option 'beta1' of optimizer 'adamw' is 1.0"),
+        ("adamw", {"beta2": -0.1}, None, "'beta2' of optimizer 'adamw' is -0.1"),
+        ("sgd", {"momentum": float("nan")}, None, "'momentum' of optimizer 'sgd' is nan"),
+        ("sgd", {}, -0.1, "weight_decay is -0.1"),
+        ("sgd", {}, INF, "weight_decay is inf"),
+        ("sgd", {}, float("nan"), "weight_decay is nan"),
+    ],
+)
+def test_options_are_checked(kind: str, options: dict[str, float], decay: float | None, words: str) -> None:
+    with pytest.raises(ConfigError) as err:
+        describe_optimizer(kind, options, decay)
+    assert words in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "decay"),
+    [("adamw", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.01), ("sgd", {"momentum": 0.0}, 0.0)],
+)
+def test_defaults_are_torchs(kind: str, default: dict[str, float], decay: float) -> None:
+    assert describe_optimizer(kind) == Optimizer(kind, default, decay)

@@ -1,0 +1,155 @@
+"""Who may import whom (the picture of the parts), read from the source files; and the size of the files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "onnxft"
+
+OPEN_TO_ALL = {"errors", "manifest", "files"}
+ARROWS = {
+    # part: parts that it may import
+    "graph": set(),
+    "grad": {"graph"},
+    "step": {"grad", "graph"},
+    "generators": {"step", "graph"},
+    "exporters": {"graph", "runtime"},
+    "runtime": set(),
+    "training": {"runtime"},
+    "benchmark": {"runtime"},
+    "api": {"graph", "grad", "step", "generators", "exporters", "runtime", "training", "benchmark"},
+    "cli": {"api", "graph", "grad", "runtime", "training", "benchmark"},
+}
+BUILD_HALF = {"graph", "grad", "step", "generators", "exporters"}
+PACKAGES = {
+    # package: where it may be imported, as parts or as files
+    "torch": {"exporters", "benchmark/torch_baseline.py"},
+    "onnxruntime": {"runtime", "generators/ort_training_worker.py"},
+    "click": {"cli"},
+    "onnx": BUILD_HALF,
+    "onnx_ir": BUILD_HALF,
+    "onnxscript": BUILD_HALF,
+}
+EXCEPTIONS = {
+    # (file, what it imports): the torch baseline runs the user's factory
+    ("benchmark/torch_baseline.py", "onnxft.exporters.source"),
+}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of everything that is imported, inside functions too, by `importlib.import_module` too."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.ImportFrom():
+                yield "a relative import"
+            case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+                yield name
+
+
+def wrong_arrows(file: str, source: str) -> list[str]:
+    """What `file` (relative to the package) imports against the picture."""
+    part = file.split("/")[0].removesuffix(".py")
+    wrong = []
+    for name in imports(ast.parse(source)):
+        first, *rest = name.split(".")
+        if first != "onnxft":
+            allowed = PACKAGES.get(first)
+            if (allowed is not None and not {part, file} & allowed) or first == "a relative import":
+                wrong.append(name)
+            continue
+        # `from onnxft import __version__` imports the package alone, which imports nothing.
+        target = rest[0] if rest else "__version__"
+        module = ".".join([first, *rest[:2]])
+        if target in {"__version__", part, *OPEN_TO_ALL} or target in ARROWS.get(part, set()):
+            continue
+        if (file, module) not in EXCEPTIONS:
+            wrong.append(name)
+    return wrong
+
+
+def files() -> dict[str, Path]:
+    return {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def test_every_part_of_the_package_is_in_the_picture() -> None:
+    parts = {file.split("/")[0].removesuffix(".py") for file in files()}
+    assert parts - {"__init__", "__main__"} == {*ARROWS, *OPEN_TO_ALL}
+
+
+@pytest.mark.parametrize("file", [f for f in files() if f not in ("__init__.py", "__main__.py")])
+def test_imports_follow_the_arrows(file: str) -> None:
+    assert wrong_arrows(file, files()[file].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "wrong"),
+    [
+        ("runtime/session.py", "import onnx_ir as ir", ["onnx_ir"]),
+        ("runtime/session.py", "from onnxft.graph.forward import Forward", ["onnxft.graph.forward.Forward"]),
+        ("training/loop.py", "def f():\n    from onnxft.api import export", ["onnxft.api.export"]),
+        ("training/loop.py", "from onnxft import api", ["onnxft.api"]),
+        ("training/loop.py", "from onnxft import __version__", []),
+        ("graph/io.py", "from onnxft.grad import registry", ["onnxft.grad.registry"]),
+        ("graph/io.py", "if 1:\n    import torch.nn", ["torch.nn"]),
+        ("step/losses.py", "from onnxft.generators.native import generate", ["onnxft.generators.native.generate"]),
+        ("exporters/check.py", "from onnxft.runtime.sessions import open_session", []),
+        ("exporters/check.py", "import onnxruntime", ["onnxruntime"]),
+        ("generators/ort_training_worker.py", "import onnxruntime", []),
+        ("generators/native.py", "import onnxruntime", ["onnxruntime"]),
+        ("runtime/providers.py", "importlib.import_module('onnxruntime')", []),
+        ("step/build.py", "importlib.import_module('onnxruntime')", ["onnxruntime"]),
+        ("api.py", "import click", ["click"]),
+        ("files.py", "from onnxft.runtime import engine", ["onnxft.runtime.engine"]),
+        ("files.py", "from onnxft.errors import ArtifactError", []),
+        ("benchmark/torch_baseline.py", "import torch\nfrom onnxft.exporters.source import load_factory", []),
+        ("benchmark/run.py", "from onnxft.exporters import source", ["onnxft.exporters.source"]),
+        ("cli/inspect.py", "import onnx", ["onnx"]),
+        ("grad/rules/pooling.py", "from ..registry import vjp", ["a relative import"]),
+    ],
+)  # fmt: skip
+def test_the_walker_finds_planted_faults(file: str, source: str, wrong: list[str]) -> None:
+    assert wrong_arrows(file, source) == wrong
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    long = {
+        file: n for file, path in files().items() if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert long == {}
+
+
+HEAVY = ("numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "rich", "yaml", "msgspec")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from onnxft.cli.main import cli\n"
+        "cli(['--help'], standalone_mode=False)\n"
+        f"print('LOADED', *(m for m in {HEAVY} if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert "export" in done.stdout
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_the_run_half_needs_no_build_half(digits_artifact: Path) -> None:
+    """Opening an artifact and inspecting it, with the packages of the build half made unimportable."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript'): sys.modules[name] = None\n"
+        f"from onnxft.cli.inspect import inspect\ninspect([{str(digits_artifact)!r}], standalone_mode=False)\n"
+        f"import onnxft\nprint(onnxft.TrainSession({str(digits_artifact)!r}, threads=1).placement.obtained)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.splitlines()[-1] == "cpu"

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxft.errors import ArtifactError
+from onnxft.manifest import (
+    BATCH,
+    ByteRange,
+    Distribution,
+    GraphFile,
+    Loss,
+    Manifest,
+    Merge,
+    Optimizer,
+    Parameter,
+    Port,
+)
+
+FULL = Manifest(
+    name="net",
+    generator="native",
+    batch_size=4,
+    graphs={
+        "train": GraphFile(
+            "train.onnx",
+            (
+                Port("x", "input", "float32", (BATCH, 3, "length")),
+                Port("w", "parameter", "float32", (2, 3), parameter="w"),
+                Port("random.0", "random", "float32", (BATCH,), distribution=Distribution("normal", low=1.0, high=2.0)),
+            ),
+            (Port("loss_sum", "loss_sum", "float32", ()), Port("w.new", "parameter", "float32", (2, 3), parameter="w")),
+            precision="float16",
+            provider="cuda",
+        )
+    },
+    parameters=(
+        Parameter(
+            "w", (2, 3), "float32", "head", "added", ("v",), Merge("base", "lora", 0.5), ByteRange("infer.onnx", 8, 24)
+        ),
+        Parameter("b", (), "float64"),
+    ),
+    loss=Loss("cross_entropy", "output", 5),
+    optimizer=Optimizer("adamw", {"beta1": 0.9}, 0.01),
+    frozen_parameters=7,
+    classes=("a", "b"),
+    preprocessing={"mean": [0.5, 1], "nested": {"size": None}},
+    files={"train.onnx": "0", "infer.onnx": "1"},
+    versions={"onnx": "1.2"},
+)
+
+
+def test_json_goes_both_ways() -> None:
+    assert Manifest.from_json(FULL.to_json()) == FULL
+    assert Manifest.from_json(FULL.to_json()).to_json() == FULL.to_json()
+
+
+def test_what_is_derived() -> None:
+    assert FULL.num_trainable == 6 + 1
+    assert FULL.groups == ("head", "default")
+    assert [p.name for p in FULL.graph("train").named("parameter")] == ["w"]
+    assert [p.name for p in FULL.graph("train").named("parameter", "outputs")] == ["w.new"]
+    assert [p.size for p in FULL.parameters] == [6, 1]
+
+
+def test_a_graph_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ArtifactError, match="'net' has no 'eval' graph \\(it has train\\)"):
+        FULL.graph("eval")
+
+
+def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda m: m["graphs"]["train"]["inputs"][1].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(schema_version=2), "has schema version 2; this onnxft reads version 1"),
+        (lambda m: m.update(schema_version=0), "has schema version 0"),
+        (lambda m: m.pop("schema_version"), "has schema version None"),
+        (lambda m: m.pop("loss"), "missing required field `loss`"),
+        (lambda m: m.update(batch_size="4"), "Expected `int`, got `str` - at `$.batch_size`"),
+        (lambda m: m.update(batch_size=0), "batch_size is 0"),
+        (lambda m: m.update(generator="other"), "at `$.generator`"),
+        (lambda m: m["loss"].update(kind="hinge"), "at `$.loss.kind`"),
+        (lambda m: m["graphs"].update(other=m["graphs"]["train"]), "Invalid enum value 'other'"),
+        (lambda m: m["graphs"]["train"].update(file="eval.onnx"), "'eval.onnx', which has no sha256"),
+        (lambda m: m["graphs"]["train"].update(file="../x"), "'../x', which has no sha256"),
+        (lambda m: m["files"].update({"../x": "0"}), "the file name '../x' leaves the artifact directory"),
+        (lambda m: m["files"].update({"/etc/passwd": "0"}), "'/etc/passwd' leaves the artifact directory"),
+        (lambda m: m["files"].update({"a/b": "0"}), "'a/b' leaves the artifact directory"),
+        (lambda m: m["files"].update({"..": "0"}), "'..' leaves the artifact directory"),
+        (lambda m: m["files"].update({"": "0"}), "'' leaves the artifact directory"),
+        (lambda m: m["files"].pop("infer.onnx"), "'w' lies in the file 'infer.onnx', which has no sha256"),
+        (port(parameter="u"), "'w' of graph 'train' belongs to the unknown parameter 'u'"),
+        (port(shape=[3, 2]), "'w' of graph 'train' has the shape [3, 2], its parameter [2, 3]"),
+        (port(shape=[10**12]), "has the shape [1000000000000]"),
+        (port(role="weights"), "Invalid enum value 'weights'"),
+        (lambda m: m["parameters"].append(m["parameters"][0]), "a parameter is listed twice"),
+        (lambda m: m.update(parameters=[], graphs={}), "no parameter is trained"),
+    ],
+)
+def test_what_does_not_fit_names_the_field(change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    values = json.loads(FULL.to_json())
+    change(values)
+    with pytest.raises(ArtifactError) as err:
+        Manifest.from_json(json.dumps(values).encode(), "here.json")
+    assert words in str(err.value)
+    assert "here.json" in str(err.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", FULL.to_json()[:-20]])
+def test_what_is_no_json_is_an_error(data: bytes) -> None:
+    with pytest.raises(ArtifactError, match=r"here\.json"):
+        Manifest.from_json(data, "here.json")
+
+
+def test_a_directory_without_manifest_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the directory does not exist"):
+        Manifest.load(tmp_path / "missing")
+    with pytest.raises(ArtifactError, match=r"it holds no manifest.json. Make one with `onnxft export`"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(FULL.to_json())
+    assert Manifest.load(tmp_path) == FULL
+
+
+def test_a_manifest_that_is_wrong_is_not_written() -> None:
+    with pytest.raises(ArtifactError, match="batch_size is 0"):
+        replace(FULL, batch_size=0).check()

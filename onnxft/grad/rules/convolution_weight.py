@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnxft.grad.rules.convolution_matrix import fits_matrix, weight_by_matrix
 from onnxft.grad.rules.windows import Window, taps
 from onnxft.graph.builder import Op, reshape, swap_last_two
 from onnxft.graph.shapes import dims, static_dims
@@ -33,10 +34,15 @@ def choose(shape: Sequence[int], over: Sequence[Window], group: int) -> Variant:
     """The variant for a weight of the given shape (G * M, C, *kernel)."""
     m, c = shape[0] // group, shape[1]
     if group > 1 and m == c == 1:
-        return depthwise
-    if group == 1 and all(v.kernel == v.stride == 1 and v.begin == v.end == 0 for v in over):
-        # One product for each picture writes N * M * C sums; one for all moves N * O * (M + C) values.
-        return pointwise_at_once if m * c > math.prod(v.size for v in over) * (m + c) else product_per_tap
+        return weight_by_matrix if fits_matrix(shape, over, group) else depthwise
+    # One product for each picture writes N * M * C sums a tap; one for all moves N * O * (M + C) values.
+    at_once = group == 1 and m * c > math.prod(v.outputs for v in over) * (m + c)
+    if at_once and all(v.kernel == v.stride == 1 and v.begin == v.end == 0 for v in over):
+        return pointwise_at_once
+    if at_once:
+        return taps_at_once
+    if all(v.kernel == 1 for v in over):
+        return product_per_tap
     return product_of_taps if c < FEW_CHANNELS else product_per_tap
 
 
@@ -44,6 +50,19 @@ def pointwise_at_once(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequ
     """dw = dy x^T with the pixels of all pictures side by side, (M, N * O) and (C, N * O)"""
     dw = op.Gemm(_side_by_side(op, dy), _side_by_side(op, x), transB=1)
     return reshape(op, dw, dims(w))
+
+
+def taps_at_once(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
+    """dw = dy^T [x at tap 0, x at tap 1, ...] with channels last and all pictures below each other, (N * O, K * C)"""
+    m, c, *kernel = static_dims(w)
+    rank, count = len(kernel), math.prod(kernel)
+    last = [0, *range(2, rank + 2), 1]
+    over = [replace(v, axis=v.axis - 1) for v in over]
+    found = all_taps(op, op.Transpose(x, perm=last), over)
+    columns = op.Concat(*found, axis=rank + 1) if count > 1 else found[0]
+    dy = reshape(op, op.Transpose(dy, perm=last), [None, m])
+    dw = op.Gemm(dy, reshape(op, columns, [None, count * c]), transA=1)
+    return reshape(op, op.Transpose(reshape(op, dw, [m, count, c]), perm=[0, 2, 1]), dims(w))
 
 
 def depthwise(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
@@ -96,4 +115,11 @@ def _side_by_side(op: Op, x: ir.Value) -> ir.Value:
     return reshape(op, swapped, [dims(x)[1], None])
 
 
-VARIANTS: tuple[Variant, ...] = (depthwise, pointwise_at_once, product_per_tap, product_of_taps)
+VARIANTS: tuple[Variant, ...] = (
+    depthwise,
+    weight_by_matrix,
+    pointwise_at_once,
+    taps_at_once,
+    product_per_tap,
+    product_of_taps,
+)

@@ -89,13 +89,6 @@ def add_taps(op: Op, parts: Sequence[ir.Value], w: Window) -> ir.Value:
     return _fit(op, _interleave(op, phases, w), w.axis, w.begin, w.size)
 
 
-def stretch(op: Op, y: ir.Value, w: Window) -> ir.Value:
-    """`y` along the window's axis with stride - 1 zeros between two positions."""
-    if w.stride == 1:
-        return y
-    return slice_axis(op, _interleave(op, {0: y}, w), w.axis, 0, (w.outputs - 1) * w.stride + 1)
-
-
 def _interleave(op: Op, phases: dict[int, ir.Value], w: Window) -> ir.Value:
     """(..., slots, ...) for each phase -> (..., slots * stride, ...)"""
     if w.stride == 1:

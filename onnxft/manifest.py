@@ -22,6 +22,8 @@ PARAMETERS_FILE = "parameters.safetensors"
 FROZEN_FILE = "frozen.safetensors"
 BATCH = "batch"
 """Name of the symbolic batch dimension in every graph."""
+LABELS = "labels"
+SAMPLE_WEIGHTS = "sample_weights"
 
 Role = Literal[
     "input", "label", "sample_weight", "feature", "parameter", "buffer", "accumulator", "state",

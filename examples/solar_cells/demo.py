@@ -15,6 +15,7 @@ from model import BATCH, factory
 from prepare import main as prepare
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +24,7 @@ import onnxft
 from onnxft.training.config import TrainConfig
 from onnxft.training.data import Dataset
 from onnxft.training.metrics import accuracy, auc, balanced_accuracy
+from onnxft.training.records import next_directory
 
 TRAINED = ["_blocks.1[1-5].*", "_conv_head.*", "_fc.*"]
 FROZEN = ["*_bn*"]
@@ -93,9 +95,9 @@ def main(folder: Path) -> None:
     console.print("[bold]Train[/bold]   5 epochs on the cpu provider")
     # At 1e-3 the pretrained blocks are shaken loose in some runs.
     config = TrainConfig(epochs=5, lr=3e-4, schedule="onecycle", threads=THREADS)
-    run = onnxft.train(artifact, train, config, val=val, run=_new(folder / "runs"))
+    run = onnxft.train(artifact, train, config, val=val, run=next_directory(folder / "runs", "solar_cells"))
     with onnxft.TrainSession(artifact, threads=THREADS) as session:
-        session.set_parameters(_load(run.directory / "weights" / "best.safetensors"))
+        session.set_parameters(load_file(run.directory / "weights" / "best.safetensors"))
         after = session.predict({"inputs": val.arrays["inputs"]})["output"]
     labels = val.arrays["labels"]
     rows = {"before tuning": measure(labels, before), **scores, "fine-tuned": measure(labels, after)}
@@ -109,16 +111,6 @@ def main(folder: Path) -> None:
     gain = rows["fine-tuned"]["balanced accuracy"] - rows["linear probe"]["balanced accuracy"]
     if gain <= 0:
         sys.exit(f"The tuned model does not beat the linear probe ({gain:+.1%} balanced accuracy).")
-
-
-def _new(runs: Path) -> Path:
-    return next(p for i in range(1, 10_000) if not (p := runs / f"solar_cells-{i}").exists())
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
 
 
 if __name__ == "__main__":

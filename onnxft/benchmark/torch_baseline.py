@@ -16,9 +16,8 @@ from onnxft.benchmark.batch import input_ports, output_ports, random_batch, trai
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.scenario import measure, peak_rss_bytes
 from onnxft.errors import ArtifactError, ModelError
-from onnxft.manifest import FROZEN_FILE, PARAMETERS_FILE, Manifest, Optimizer
+from onnxft.manifest import FROZEN_FILE, LABELS, PARAMETERS_FILE, Manifest, Optimizer
 from onnxft.runtime.artifact import load_artifact
-from onnxft.runtime.batches import LABELS
 from onnxft.runtime.engine import Array
 
 

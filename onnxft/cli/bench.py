@@ -36,6 +36,7 @@ def bench(
     from onnxft.benchmark.config import BenchConfig, read_config_file
     from onnxft.benchmark.run import bench as run_bench
     from onnxft.benchmark.terminal import render
+    from onnxft.files import write_atomically
 
     values = read_config_file(config_file) if config_file else {}
     values |= {key: value for key, value in flags.items() if value not in (None, ())}
@@ -48,9 +49,9 @@ def bench(
     report = run_bench(artifact, config, lambda message: click.echo(message, err=True), keep_logs=json_file)
     Console().print(render(report))
     if json_file is not None:
-        json_file.write_bytes(report.to_json())
+        write_atomically(json_file, report.to_json())
     if markdown_file is not None:
-        markdown_file.write_text(report.to_markdown(), encoding="utf-8")
+        write_atomically(markdown_file, report.to_markdown().encode())
     report.check()
     if report.fastest_provider is not None:
         click.echo(f"Next: onnxft train {artifact} --data DATA --provider {report.fastest_provider}")

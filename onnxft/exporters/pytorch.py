@@ -17,12 +17,12 @@ from onnxft.errors import ModelError, near
 from onnxft.exporters.check import check_outputs, check_tensors
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import OPSET, normalize
-from onnxft.manifest import BATCH
+from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS
 
 _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Layers that behave differently in training and are kept in inference behaviour: their statistics are frozen."""
 
-_RESERVED = ("labels", "sample_weights", "step")
+_RESERVED = (LABELS, SAMPLE_WEIGHTS, "step")
 """Inputs of the training graphs that a model may have too."""
 _RESERVED_OUTPUTS = ("loss_sum", "weight_sum")
 
@@ -58,8 +58,10 @@ def export_module(
     tensors = state_tensors(module)
     _check_names(inputs, tensors)
     infer = _export(module, examples, inputs, output_names, training=False, tensors=tensors)
+    # Nothing but tracing tells whether training behaviour differs: attention drops out without a Dropout layer.
     train = infer.clone()
-    if dropout and _is_random(module):
+    # Only tracing tells whether training behaviour differs: torch's attention drops out without a Dropout layer.
+    if dropout:
         train = _export(module, examples, inputs, output_names, training=True, tensors=tensors)
     used = set(infer.graph.initializers)
     outputs = tuple(str(v.name) for v in infer.graph.outputs)
@@ -224,14 +226,6 @@ def _check_names(inputs: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
             raise ModelError(
                 f"the parameter or buffer '{name}' has the name of an input of training graphs: rename it."
             )
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Whether training behaviour can differ from inference behaviour (functional dropout reads `training` too)."""
-    return any(
-        type(m).__module__.split(".")[0] != "torch" or isinstance(m, nn.modules.dropout._DropoutNd)
-        for m in module.modules()
-    )
 
 
 @contextlib.contextmanager

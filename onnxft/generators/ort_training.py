@@ -30,8 +30,7 @@ from onnxft.generators.ort_training_lowering import lower
 from onnxft.graph.forward import Forward
 from onnxft.graph.io import save_embedded
 from onnxft.graph.shapes import Dim, dims
-from onnxft.manifest import GraphFile, GraphRole, Loss, Manifest, Optimizer, Port, Role
-from onnxft.step.build import LABELS
+from onnxft.manifest import LABELS, GraphFile, GraphRole, Loss, Manifest, Optimizer, Port, Role
 from onnxft.step.losses import label_type
 from onnxft.step.select import Selection
 

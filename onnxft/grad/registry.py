@@ -18,9 +18,6 @@ from onnxft.errors import GradientError
 Gradients = Sequence[ir.Value | None]
 Rule = Callable[..., Gradients]
 
-OPSET = 18
-"""The opset of the internal form: rules read and write this version."""
-
 _rules: dict[str, Rule] = {}
 _without_gradient: dict[str, str] = {}
 

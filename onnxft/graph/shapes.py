@@ -11,11 +11,6 @@ from onnxft.errors import GradientError
 Dim = int | str | None
 
 
-def rank_known(value: ir.Value) -> bool:
-    """Whether the rank of `value` is known."""
-    return value.shape is not None
-
-
 def dims(value: ir.Value) -> tuple[Dim, ...]:
     """Shape of `value`; GradientError if even its rank is unknown."""
     if value.shape is None:

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxft.errors import DataError, near
-from onnxft.manifest import BATCH, Distribution, Loss, Port
+from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Distribution, Loss, Port
 from onnxft.runtime.engine import Array, Arrays
-
-SAMPLE_WEIGHTS = "sample_weights"
-LABELS = "labels"
 
 
 def check_batch(

@@ -32,19 +32,6 @@ def key_of(port: Port) -> str | None:
             return None
 
 
-class Store(Protocol):
-    """Where the tensors between steps live."""
-
-    def read(self, key: str) -> Array:
-        """A copy of a tensor."""
-
-    def write(self, key: str, value: Array) -> None:
-        """Replace a tensor."""
-
-    def clear_accumulators(self) -> None:
-        """Set every accumulator to zero."""
-
-
 class Runner(Protocol):
     """One open graph over a store."""
 

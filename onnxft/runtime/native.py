@@ -44,7 +44,6 @@ class NativeEngine:
         self._sessions: dict[GraphRole, OpenSession] = {}
         self._runners: dict[GraphRole, Runner] = {}
         initial = self._initial()
-        self._keys = tuple(initial)
         self._store: BoundStore | ValueStore = (
             BoundStore(initial) if provider(name).binding == "bound" else ValueStore(initial)
         )

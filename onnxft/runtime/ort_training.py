@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
-from onnxft.manifest import GraphRole, Manifest
-from onnxft.runtime.batches import SAMPLE_WEIGHTS
+from onnxft.manifest import SAMPLE_WEIGHTS, GraphRole, Manifest
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.ort_training_state import read_state, write_state
 

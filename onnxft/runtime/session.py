@@ -11,9 +11,9 @@ from typing import Self
 import numpy as np
 
 from onnxft.errors import ConfigError, DataError
-from onnxft.manifest import Manifest
+from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
 from onnxft.runtime.artifact import check_parameters, load_artifact
-from onnxft.runtime.batches import SAMPLE_WEIGHTS, check_batch, draw, pad
+from onnxft.runtime.batches import check_batch, draw, pad
 from onnxft.runtime.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
 from onnxft.runtime.engine import Array, Arrays, Engine, Placement
 from onnxft.runtime.evaluation import data_ports, evaluate
@@ -109,11 +109,11 @@ class TrainSession:
         """
         if self._pending:
             raise ConfigError("gradients are accumulated: call update() before the next step().")
+        hyper = check_rates(self.manifest, self.step_count + 1, lr, weight_decay, max_norm, max_value)
         if max_norm != math.inf or max_value != math.inf:
             result = self.accumulate(batch)
             self.update(lr=lr, weight_decay=weight_decay, max_norm=max_norm, max_value=max_value)
             return result
-        hyper = check_rates(self.manifest, self.step_count + 1, lr, weight_decay)
         result = StepResult(self._engine.step(self._complete(batch), hyper))
         self.step_count += 1
         return result

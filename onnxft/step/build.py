@@ -15,15 +15,12 @@ from onnxft.graph.builder import Op, add_input, builder
 from onnxft.graph.forward import Forward
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.graph.shapes import dims
-from onnxft.manifest import BATCH, GraphRole, Loss, Optimizer, Port, Role
+from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, GraphRole, Loss, Optimizer, Port, Role
 from onnxft.step.losses import LossTerms, label_type, loss_builder
 from onnxft.step.optimizers import optimizer_transform
 from onnxft.step.randomness import randomness_to_inputs
 from onnxft.step.select import Selection
 from onnxft.step.transforms import Scalars, clip_by_global_norm, clip_by_value
-
-LABELS = "labels"
-SAMPLE_WEIGHTS = "sample_weights"
 
 
 @dataclass(frozen=True)

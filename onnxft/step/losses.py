@@ -33,17 +33,17 @@ LossBuilder = Callable[[Op, ir.Value, ir.Value, ir.Value], LossTerms]
 def cross_entropy(op: Op, logits: ir.Value, labels: ir.Value, weights: ir.Value) -> LossTerms:
     """l = -log_softmax(logits)[label];  logits (batch, classes, ...), labels (batch, ...) int64, weights (batch,).
 
-    The label is picked by a one-hot product: its gradient is a product too, which every provider runs
-    exactly, where a gather's is a scatter.
+    The label is picked by a mask: its gradient is a mask too, which every provider runs exactly, where a
+    gather's is a scatter. (A product with 0 and 1 would make NaN of a masked logit, 0 × -∞.)
     """
     num_classes = static_dims(logits, 1, 2)[0]
     rank = len(dims(logits))
     classes = op.builder.initializer(ir.tensor(list(range(num_classes)), dtype=ir.DataType.INT64), name="loss.classes")
     classes = reshape(op, classes, [1, num_classes, *[1] * (rank - 2)])
-    onehot = op.Cast(op.Equal(op.Unsqueeze(labels, [1]), classes), to=logits.dtype)
+    picked = op.Equal(op.Unsqueeze(labels, [1]), classes)
     log_p = op.LogSoftmax(logits, axis=1)
     row_weights = _like_rows(op, weights, labels, logits)
-    losses = op.Neg(op.ReduceSum(op.Mul(onehot, log_p), [1], keepdims=0))
+    losses = op.Neg(op.ReduceSum(op.Where(picked, log_p, 0.0), [1], keepdims=0))
     predicted = op.ArgMax(logits, axis=1, keepdims=0)
     correct = op.Cast(op.Equal(predicted, labels), to=logits.dtype)
     return LossTerms(
@@ -61,11 +61,6 @@ def mse(op: Op, output: ir.Value, labels: ir.Value, weights: ir.Value) -> LossTe
 
 
 _LOSSES: dict[str, LossBuilder] = {"cross_entropy": cross_entropy, "mse": mse}
-
-
-def loss_names() -> tuple[str, ...]:
-    """Names of the losses."""
-    return tuple(_LOSSES)
 
 
 def loss_builder(kind: str) -> LossBuilder:

@@ -29,11 +29,6 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., Transform], dict[str, float], float]]
 }
 
 
-def optimizer_names() -> tuple[str, ...]:
-    """Names of the optimizers."""
-    return tuple(_OPTIMIZERS)
-
-
 def describe_optimizer(
     kind: str, options: Mapping[str, float] | None = None, weight_decay: float | None = None
 ) -> Optimizer:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxft.errors import DataError
-from onnxft.manifest import Manifest, Port
-from onnxft.runtime.batches import LABELS, SAMPLE_WEIGHTS, check_batch
+from onnxft.manifest import LABELS, Manifest
+from onnxft.runtime.batches import check_batch
+from onnxft.runtime.evaluation import data_ports
 
 Array = NDArray[Any]
 _BLOCK = 1024
@@ -109,13 +110,3 @@ class Dataset:
 def num_batches(rows: int, size: int, *, drop_short: bool = False) -> int:
     """Rows / size, rounded down if the short batch is dropped, else up."""
     return rows // size if drop_short else -(-rows // size)
-
-
-def data_ports(manifest: Manifest) -> tuple[Port, ...]:
-    """Inputs and labels of the model, as the first graph that has them says."""
-    role = next((r for r in ("eval", "train", "ort_eval") if r in manifest.graphs), "eval")
-    graph = manifest.graph(role)  # type: ignore[arg-type]
-    return (*graph.named("input"), *graph.named("label"))
-
-
-__all__ = ["LABELS", "SAMPLE_WEIGHTS", "Dataset", "data_ports", "num_batches"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from onnxft.errors import DataError, DivergedError
+from onnxft.manifest import LABELS
 from onnxft.runtime.session import StepResult, TrainSession
-from onnxft.training.data import LABELS
 from onnxft.training.metrics import measure
 from onnxft.training.plan import Batch, Plan
 from onnxft.training.progress import Progress

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, near
+from onnxft.manifest import LABELS, SAMPLE_WEIGHTS
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
-from onnxft.training.data import LABELS, SAMPLE_WEIGHTS, Array, Dataset, num_batches
+from onnxft.training.data import Array, Dataset, num_batches
 from onnxft.training.metrics import default_metric, names
 from onnxft.training.records import Position
 from onnxft.training.schedules import factor

@@ -275,3 +275,26 @@ def test_the_inference_model_keeps_names_and_numbers(exported: Any) -> None:
     with torch.no_grad():
         expected = module.eval()(torch.tensor(x)).numpy()
     np.testing.assert_allclose(session.run(None, {"image": x})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_without_a_dropout_layer_is_kept_for_training() -> None:
+    """torch's attention drops out by itself: no layer of it says so."""
+    attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+    x = torch.randn(3, 5, 8)
+    forward = export_module(attention, (x, x, x))
+    assert "Dropout" in {node.op_type for node in forward.train.graph}
+    assert "Dropout" not in {node.op_type for node in forward.infer.graph}
+    assert "Dropout" not in {node.op_type for node in export_module(attention, (x, x, x), dropout=False).train.graph}
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x).masked_fill(torch.tensor([False, False, True]), float("-inf"))
+
+
+def test_outputs_of_minus_infinity_are_compared() -> None:
+    assert export_module(Masked(), torch.randn(3, 4)).outputs == ("output",)

@@ -19,8 +19,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch.nn import functional
 
 from onnxft.grad.backward import backward
-from onnxft.grad.registry import OPSET
 from onnxft.graph.builder import Op, add_input, builder, cast_like, is_float
+from onnxft.graph.normalize import OPSET
 from onnxft.graph.shapes import dims
 
 Array = NDArray[Any]

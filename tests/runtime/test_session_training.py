@@ -243,3 +243,14 @@ def test_options_of_a_session_are_checked(options: dict[str, int], words: str, e
     with pytest.raises(ConfigError) as err:
         TrainSession(exported("mlp"), **options)
     assert words in str(err.value)
+
+
+@pytest.mark.parametrize("rate", [{"lr": -1.0}, {"lr": 0.1, "weight_decay": -1.0}])
+def test_a_refused_rate_of_a_clipped_step_leaves_no_gradients(
+    rate: dict[str, float], exported: Callable[..., Path]
+) -> None:
+    with TrainSession(exported("mlp")) as session:
+        with pytest.raises(ConfigError, match="must be finite and not negative"):
+            session.step(batch_of("mlp", 3), **rate, max_norm=1.0)
+        session.step(batch_of("mlp", 3), lr=0.1)
+        assert session.step_count == 1

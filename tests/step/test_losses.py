@@ -61,6 +61,19 @@ def test_cross_entropy_equals_torch(shape: tuple[int, ...], dtype: str) -> None:
     np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=tolerance)
 
 
+def test_a_masked_logit_of_minus_infinity_costs_nothing() -> None:
+    logits = np.random.default_rng(8).standard_normal((ROWS, 4)).astype(np.float32)
+    logits[:, 2] = -np.inf
+    labels = np.array([0, 1, 3, 3, 1, 0])
+    model = loss_graph("cross_entropy", (4,), "float32")
+    loss, _, gradient, _ = run(model, {"output": logits, "labels": labels, "weights": WEIGHTS}, "float32")
+    x = torch.tensor(logits, requires_grad=True)
+    each = torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none")
+    (torch.tensor(WEIGHTS) * each).sum().backward()
+    np.testing.assert_allclose(loss, float((torch.tensor(WEIGHTS) * each).sum().detach()), rtol=2e-6)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(), (4,), (4, 3)])
 def test_mse_equals_torch(shape: tuple[int, ...], dtype: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,8 +41,6 @@ class Plan:
         *,
         batch_size: int,
         generator: str = "native",
-        classes: Sequence[str] = (),
-        preprocessing: Mapping[str, Any] | None = None,
         python: str | None = None,
     ) -> Manifest:
         """Generate the graphs and write the artifact; see `export`."""
@@ -49,8 +48,6 @@ class Plan:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
         if generator not in GENERATORS:
             raise ConfigError(f"unknown generator '{generator}'.{near(generator, GENERATORS)}")
-        if classes and self.loss.num_classes != len(classes):
-            raise ConfigError(f"{len(classes)} class names were given, the model has {self.loss.num_classes} classes.")
         check_replaceable(Path(directory), FILE_NAME)
         if generator == "native":
             if python is not None:
@@ -58,14 +55,13 @@ class Plan:
             from onnxft.generators import native
 
             return native.generate(
-                self.forward, self.selection, self.loss, self.optimizer, Path(directory),
-                batch_size=batch_size, classes=classes, preprocessing=preprocessing,
-            )  # fmt: skip
+                self.forward, self.selection, self.loss, self.optimizer, Path(directory), batch_size=batch_size
+            )
         from onnxft.generators import ort_training
 
         return ort_training.generate(
             self.forward, self.selection, self.loss, self.optimizer, Path(directory),
-            batch_size=batch_size, classes=classes, preprocessing=preprocessing, python=python,
+            batch_size=batch_size, python=python,
         )  # fmt: skip
 
 
@@ -83,27 +79,34 @@ def plan(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
-    name: str = "model",
+    classes: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> Plan:
     """Export the forward model and choose what to train, without writing anything; arguments as in `export`."""
-    from onnxft.exporters.pytorch import export_module
-    from onnxft.exporters.source import load_factory
+    from onnxft.exporters.source import export_source
     from onnxft.step.losses import describe_loss, loss_builder
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 
     loss_builder(loss)  # an unknown loss is found before the export, which may take minutes
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
-    if isinstance(model, str):
-        model, example_inputs = load_factory(model)
-    forward = export_module(
+    forward = export_source(
         model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout
     )
     outputs = {str(v.name): v for v in forward.infer.graph.outputs}
     chosen = loss_output or next(iter(outputs))
     if chosen not in outputs:
         raise ConfigError(f"the model has no output '{chosen}'.{near(chosen, outputs)}")
-    return Plan(forward, select(forward, trainable, frozen), describe_loss(loss, outputs[chosen]), described)
+    reads = describe_loss(loss, outputs[chosen])
+    if classes and reads.num_classes != len(classes):
+        raise ConfigError(f"{len(classes)} class names were given, the model has {reads.num_classes} classes.")
+    forward = replace(
+        forward,
+        classes=tuple(classes) or forward.classes,
+        preprocessing=dict(preprocessing or forward.preprocessing),
+    )
+    return Plan(forward, select(forward, trainable, frozen), reads, described)
 
 
 def export(
@@ -132,7 +135,7 @@ def export(
     Args:
         model: a torch module (left as it is), or a source string `package.module:factory` or `file.py:factory`.
         example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}.
-        directory: where to write; None: `artifacts/<name of the module>`.
+        directory: where to write; None: `artifacts/<name of the source>`.
         trainable: globs of the parameters to train.
         frozen: globs of parameters that are not trained after all.
         loss: `cross_entropy` (int64 labels) or `mse`.
@@ -159,22 +162,16 @@ def export(
         ConfigError: an argument is unknown or out of range.
         ArtifactError: `directory` holds something else than an artifact.
     """
-    from onnxft.exporters.source import load_factory
-
-    if isinstance(model, str):
-        source_name = model.rpartition(":")[2]
-        model, example_inputs = load_factory(model)
-    else:
-        source_name = type(model).__name__
-    place = Path(directory) if directory is not None else Path("artifacts") / source_name.lower()
     made = plan(
         model, example_inputs, trainable=trainable, frozen=frozen, loss=loss, loss_output=loss_output,
         optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
-        input_names=input_names, output_names=output_names, dropout=dropout, name=place.name,
+        input_names=input_names, output_names=output_names, dropout=dropout, classes=classes,
+        preprocessing=preprocessing, name=Path(directory).name if directory is not None else None,
     )  # fmt: skip
+    place = Path(directory) if directory is not None else Path("artifacts") / made.forward.name
     made.write(
         place, batch_size=made.forward.example_rows if batch_size is None else batch_size, generator=generator,
-        classes=classes, preprocessing=preprocessing, python=python,
+        python=python,
     )  # fmt: skip
     return place
 

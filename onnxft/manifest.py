@@ -159,6 +159,8 @@ class Manifest:
     optimizer: Optimizer
     frozen_parameters: int
     """Number of scalar values in parameters that are not trained."""
+    dimensions: dict[str, int] = field(default_factory=dict)
+    """Symbolic dimensions besides the batch, with the size that a session fixes unless told otherwise."""
     classes: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -225,6 +227,9 @@ class Manifest:
     def _problems(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"batch_size is {self.batch_size}, it must be at least 1"
+        for dimension, size in self.dimensions.items():
+            if dimension == BATCH or size < 1:
+                yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
         names = {p.name for p in self.parameters}
         if len(names) != len(self.parameters):
             yield "a parameter is listed twice"
@@ -234,6 +239,10 @@ class Manifest:
         for role, graph in self.graphs.items():
             if graph.file not in self.files:
                 yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
+            for port in graph.inputs:
+                for d in port.shape:
+                    if isinstance(d, str) and d not in (BATCH, *self.dimensions):
+                        yield f"input '{port.name}' of graph '{role}' has the dimension '{d}', whose size is not given"
             for port in (*graph.inputs, *graph.outputs):
                 if port.parameter is not None and port.parameter not in names:
                     yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"

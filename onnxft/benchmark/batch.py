@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, GraphFile, GraphRole, Manifest, Port
+from onnxft.runtime.batches import fixed_shape
 from onnxft.runtime.engine import Array
 
 DATA_ROLES: tuple[GraphRole, ...] = ("eval", "ort_eval", "gradients", "ort_training")
@@ -39,21 +42,15 @@ def random_batch(manifest: Manifest, batch_size: int, seed: int) -> dict[str, Ar
     accepts; how many rows an embedding has is not in the manifest. Class labels are uniform.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    batch = {port.name: _values(rng, port, batch_size, high=2) for port in input_ports(manifest)}
+    sizes = {**manifest.dimensions, BATCH: batch_size}
+    batch = {port.name: _values(rng, port, sizes, high=2) for port in input_ports(manifest)}
     (labels,) = _first_graph(manifest, DATA_ROLES).named("label")
-    batch[labels.name] = _values(rng, labels, batch_size, high=manifest.loss.num_classes or 2)
+    batch[labels.name] = _values(rng, labels, sizes, high=manifest.loss.num_classes or 2)
     return batch
 
 
-def _values(rng: np.random.Generator, port: Port, batch_size: int, high: int) -> Array:
-    shape: list[int] = []
-    for dim in port.shape:
-        if isinstance(dim, str) and dim != BATCH:
-            raise ArtifactError(
-                f"input '{port.name}' has the open dimension '{dim}': a benchmark needs fixed work. "
-                "Export the model with that dimension fixed."
-            )
-        shape.append(batch_size if isinstance(dim, str) else dim)
+def _values(rng: np.random.Generator, port: Port, sizes: Mapping[str, int], high: int) -> Array:
+    shape = fixed_shape(port, sizes)
     dtype = np.dtype(port.dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)

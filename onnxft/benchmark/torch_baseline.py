@@ -168,7 +168,7 @@ def _loss_output(result: Any, manifest: Manifest) -> torch.Tensor:
 
 def _load(source: str, manifest: Manifest) -> tuple[torch.nn.Module, tuple[str, ...]]:
     """The source's module with normalisation frozen and dropout off, and the names of its inputs if it has any."""
-    from onnxft.exporters.source import load_factory
+    from onnxft.exporters.factory import load_factory
 
     module, examples = load_factory(source)
     count = 1 if isinstance(examples, torch.Tensor) else len(examples)

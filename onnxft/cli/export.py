@@ -50,13 +50,13 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     from onnxft.api import plan
     from onnxft.cli.render import artifact_summary, parameter_table, say
 
-    place = directory or Path("artifacts") / source.rpartition(":")[2]
-    writing = {key: options.pop(key) for key in ("batch_size", "generator", "classes", "python")}
+    writing = {key: options.pop(key) for key in ("batch_size", "generator", "python")}
     options["optimizer_options"] = key_values(options["optimizer_options"])
     options["trainable"] = options["trainable"] or ("*",)
     for key in ("input_names", "output_names"):
         options[key] = options[key] or None
-    made = plan(source, name=place.name, **options)
+    made = plan(source, name=directory.name if directory else None, **options)
+    place = directory or Path("artifacts") / made.forward.name
     parameter_table(made)
     for note in made.notes:
         say(f"Note: {note}.")

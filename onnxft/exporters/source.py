@@ -1,69 +1,52 @@
-"""SOURCE of the command line: `package.module:factory` or `file.py:factory`.
-
-A factory takes no arguments and returns `(module, example_inputs)`. It runs code by design, so it is
-only ever taken from the command line or from Python, never from a manifest.
-"""
+"""From whatever the user brings to a forward model."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxft.errors import ModelError, near
+from onnxft.graph.forward import Forward
 
 
-def load_factory(source: str) -> tuple[Any, Any]:
-    """Call the factory named by `source`.
+def export_source(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    name: str | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dropout: bool = True,
+) -> Forward:
+    """Export a torch module, or what a source string names: `package.module:factory` or `file.py:factory`.
 
-    Returns:
-        (torch.nn.Module, example inputs as a tuple or {name: tensor}).
+    Args:
+        model: the module, or the string.
+        example_inputs: for a module, see `export_module`.
+        name: of the model; None takes that of the factory or of the module's class.
+        input_names: names of the inputs in the graphs; None takes forward's argument names.
+        output_names: names of the outputs.
+        dropout: whether the training graph keeps Dropout and other random operators.
 
     Raises:
-        ModelError: the module, the file or the factory does not exist, it raises, or it returns something else.
+        ModelError: the source does not exist or cannot be exported, or the export does not equal it.
     """
-    place, colon, name = source.rpartition(":")
-    if not colon or not place or not name:
-        raise ModelError(f"SOURCE '{source}' is not of the form 'package.module:factory' or 'file.py:factory'.")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ModelError(f"'{place}' has no function '{name}'.{near(name, functions)}")
-    try:
-        result = factory()
-    except Exception as err:
-        raise ModelError(f"the factory '{source}' raised {type(err).__name__}: {err}") from err
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ModelError(f"the factory '{source}' must return (module, example_inputs), not {type(result).__name__}.")
-    return result
+    from onnxft.exporters.factory import load_factory
+    from onnxft.exporters.pytorch import export_module
+
+    if isinstance(model, str):
+        name = name or source_name(model)
+        model, example_inputs = load_factory(model)
+    return export_module(
+        model,
+        example_inputs,
+        name=name or type(model).__name__.lower(),
+        input_names=input_names,
+        output_names=output_names,
+        dropout=dropout,
+    )
 
 
-def _load_module(name: str) -> Any:
-    # As `python -m` does: the user's own modules lie in the working directory.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except Exception as err:
-        raise ModelError(f"module '{name}' cannot be imported: {type(err).__name__}: {err}") from err
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ModelError(f"the file '{path}' does not exist.")
-    spec = importlib.util.spec_from_file_location(f"onnxft_source_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    # A factory beside its helpers may import them by name.
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as err:
-        raise ModelError(f"'{path}' cannot be run: {type(err).__name__}: {err}") from err
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
+def source_name(source: str) -> str:
+    """A name for the artifact of a source: that of its factory, folder or file."""
+    return source.rpartition(":")[2] if ":" in source else Path(source).stem

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnxft.errors import ConfigError, GradientError, ModelError, ProviderError, near
 from onnxft.files import new_directory
 from onnxft.generators import ort_training_worker
-from onnxft.generators.native import build_versions, count_frozen, describe_parameters, write_manifest
+from onnxft.generators.describe import describe
 from onnxft.generators.ort_training_lowering import lower
 from onnxft.graph.forward import Forward
 from onnxft.graph.io import save_embedded
@@ -48,8 +48,6 @@ def generate(
     directory: Path,
     *,
     batch_size: int,
-    classes: Sequence[str] = (),
-    preprocessing: Mapping[str, Any] | None = None,
     python: str | None = None,
 ) -> Manifest:
     """Generate the graphs and write the artifact; `directory` appears complete or not at all.
@@ -62,8 +60,6 @@ def generate(
         optimizer: `adamw` with torch's arithmetic, or `sgd` without momentum and decay.
         directory: of the artifact.
         batch_size: rows that a session takes unless told otherwise.
-        classes: names of the classes.
-        preprocessing: what was done to the inputs.
         python: interpreter of the environment with onnxruntime-training; None takes the environment variable
             ONNXFT_ORT_TRAINING_PYTHON, or this interpreter where the package is installed.
 
@@ -96,22 +92,10 @@ def generate(
             "ort_checkpoint": GraphFile("checkpoint", provider="cpu"),
             "infer": GraphFile("infer.onnx"),
         }
-        return write_manifest(
-            folder,
-            Manifest(
-                name=forward.name,
-                generator="ort-training",
-                batch_size=batch_size,
-                graphs=graphs,
-                parameters=describe_parameters(forward, selection, ranges),
-                loss=loss,
-                optimizer=optimizer,
-                frozen_parameters=count_frozen(forward, selection),
-                classes=tuple(classes),
-                preprocessing=dict(preprocessing or {}),
-                versions={**build_versions(forward), **versions},
-            ),
-        )
+        return describe(
+            folder, forward, selection, loss, optimizer,
+            generator="ort-training", batch_size=batch_size, graphs=graphs, ranges=ranges, versions=versions,
+        )  # fmt: skip
 
 
 def find_python(python: str | None = None) -> str:

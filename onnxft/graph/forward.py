@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -51,6 +53,14 @@ class Forward:
     """Names of the outputs, the same in both graphs."""
     example_rows: int = 1
     """Rows of the example batch: the default batch size."""
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """{symbolic dimension besides the batch: its size in the example}"""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, where the source knows them."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """How the source says its inputs are made, where it does."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """{file name: content} of what goes along with the model: tokenizer, processor."""
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the user should know about the export (a renamed input, dropped precision, ...)."""

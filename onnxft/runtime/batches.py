@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -12,7 +12,13 @@ from onnxft.runtime.engine import Array, Arrays
 
 
 def check_batch(
-    batch: Arrays, ports: tuple[Port, ...], loss: Loss, *, labels: bool = True, first_row: int = 0
+    batch: Arrays,
+    ports: tuple[Port, ...],
+    loss: Loss,
+    sizes: Mapping[str, int],
+    *,
+    labels: bool = True,
+    first_row: int = 0,
 ) -> tuple[dict[str, Array], int]:
     """The arrays of a batch in the element types of the ports, and its number of rows.
 
@@ -20,6 +26,7 @@ def check_batch(
         batch: {port name: (rows, ...) array}, optionally with `sample_weights` (rows,).
         ports: input and label ports.
         loss: says the range of class labels.
+        sizes: {symbolic dimension: its size in the session}; that of the batch is not asked for.
         labels: whether label ports must be present, and weights may be.
         first_row: number of the batch's first row in the data set, for messages.
 
@@ -34,7 +41,7 @@ def check_batch(
     for name in wanted:
         if name not in batch:
             raise DataError(f"the batch lacks '{name}'; it has {', '.join(repr(n) for n in batch) or 'nothing'}.")
-    checked = {name: _typed(name, np.asarray(batch[name]), port, first_row) for name, port in wanted.items()}
+    checked = {name: _typed(name, np.asarray(batch[name]), port, sizes, first_row) for name, port in wanted.items()}
     rows = {name: len(array) for name, array in checked.items()}
     count = next(iter(rows.values()))
     if any(n != count for n in rows.values()):
@@ -85,27 +92,34 @@ def parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
         yield start, {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
 
 
-def without_labels(ports: tuple[Port, ...], rows: int, *, weights: bool) -> dict[str, Array]:
+def fixed_shape(port: Port, sizes: Mapping[str, int]) -> list[int]:
+    """The shape of a port in a session that fixes the symbolic dimensions to `sizes`."""
+    return [d if isinstance(d, int) else sizes[d] for d in port.shape]
+
+
+def without_labels(ports: tuple[Port, ...], rows: int, sizes: Mapping[str, int], *, weights: bool) -> dict[str, Array]:
     """Zero labels, with weight 0 where `weights`: for a batch of which only the outputs are asked for."""
-    zeros: dict[str, Array] = {p.name: np.zeros([rows, *(int(d) for d in p.shape[1:])], p.dtype) for p in ports}
+    zeros: dict[str, Array] = {p.name: np.zeros(fixed_shape(p, {**sizes, BATCH: rows}), p.dtype) for p in ports}
     return {**zeros, SAMPLE_WEIGHTS: np.zeros(rows, np.float32)} if weights else zeros
 
 
-def draw(ports: tuple[Port, ...], size: int, *, seed: int, step: int, micro_step: int) -> dict[str, Array]:
+def draw(
+    ports: tuple[Port, ...], sizes: Mapping[str, int], *, seed: int, step: int, micro_step: int
+) -> dict[str, Array]:
     """The random inputs of one micro-step.
 
     Philox keyed by (seed, place) with (micro-step, step) in the upper counter words, so that each
     draw depends on nothing else: repeatable on every provider and after a resume.
     """
     return {
-        port.name: _draw_one(port, size, np.random.Philox(key=[seed, place], counter=[0, 0, micro_step, step]))
+        port.name: _draw_one(port, sizes, np.random.Philox(key=[seed, place], counter=[0, 0, micro_step, step]))
         for place, port in enumerate(p for p in ports if p.role == "random")
     }
 
 
-def _draw_one(port: Port, size: int, bits: np.random.Philox) -> Array:
+def _draw_one(port: Port, sizes: Mapping[str, int], bits: np.random.Philox) -> Array:
     rng, what = np.random.Generator(bits), port.distribution or Distribution("uniform")
-    shape = [size if d == BATCH else int(d) for d in port.shape]
+    shape = fixed_shape(port, sizes)
     value: Array
     match what.kind:
         case "dropout":
@@ -118,16 +132,17 @@ def _draw_one(port: Port, size: int, bits: np.random.Philox) -> Array:
     return np.asarray(value, port.dtype)
 
 
-def _typed(name: str, array: Array, port: Port, first_row: int) -> Array:
+def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_row: int) -> Array:
     target = np.dtype(port.dtype)
     same_kind = array.dtype.kind == target.kind or (array.dtype.kind in "iu" and target.kind in "iu")
     if not same_kind:
         scale = " Pictures are scaled by you, as the model was trained." if array.dtype == np.uint8 else ""
         raise DataError(f"'{name}' has the element type {array.dtype}, the model takes {target}: convert it.{scale}")
     if array.ndim != len(port.shape) or any(
-        isinstance(d, int) and d != n for d, n in zip(port.shape, array.shape, strict=True)
+        d != BATCH and (sizes[d] if isinstance(d, str) else d) != n
+        for d, n in zip(port.shape, array.shape, strict=True)
     ):
-        raise DataError(f"'{name}' has the shape {list(array.shape)}, the model takes {list(port.shape)}.")
+        raise DataError(f"'{name}' has the shape {list(array.shape)}, {_spell(port, sizes)}.")
     with np.errstate(over="ignore"):  # what becomes infinite is found below
         typed = np.ascontiguousarray(array, target)
     if target.kind == "f" and not np.isfinite(typed).all():
@@ -137,6 +152,12 @@ def _typed(name: str, array: Array, port: Port, first_row: int) -> Array:
     if target.kind in "iu" and array.dtype != target and not np.array_equal(typed, array):
         raise DataError(f"'{name}' has values that do not fit {target}.")
     return typed
+
+
+def _spell(port: Port, sizes: Mapping[str, int]) -> str:
+    fixed = {d: sizes[d] for d in port.shape if isinstance(d, str) and d != BATCH}
+    here = "".join(f"; this session fixes '{d}' to {n} (dimensions)" for d, n in fixed.items())
+    return f"the model takes {list(port.shape)}{here}"
 
 
 def _weights(weights: Array, rows: int) -> Array:

@@ -68,6 +68,8 @@ class Engine(Protocol):
 
     manifest: Manifest
     batch_size: int
+    dimensions: Mapping[str, int]
+    """{symbolic dimension: its size in this session}, the batch included."""
     supports_weights: bool
     """Whether rows can be weighted, and so a short batch padded."""
 

@@ -32,9 +32,13 @@ def evaluate(engine: Engine, batch: Arrays, *, labels: bool) -> Scores:
     metrics: dict[str, float] = {}
     outputs: dict[str, list[Array]] = {}
     for start, part in parts(batch, size):
-        complete, rows = check_batch(part, data_ports(manifest), manifest.loss, labels=labels, first_row=start)
+        complete, rows = check_batch(
+            part, data_ports(manifest), manifest.loss, engine.dimensions, labels=labels, first_row=start
+        )
         if not labels:
-            complete |= without_labels(eval_graph(manifest).named("label"), rows, weights=engine.supports_weights)
+            complete |= without_labels(
+                eval_graph(manifest).named("label"), rows, engine.dimensions, weights=engine.supports_weights
+            )
         result = engine.evaluate(pad(complete, rows, size) if engine.supports_weights else complete)
         loss, weight = loss + result.loss_sum, weight + result.weight_sum
         for name, value in result.metrics.items():

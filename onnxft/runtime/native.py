@@ -30,6 +30,7 @@ class NativeEngine:
         *,
         threads: int | None = None,
         batch_size: int | None = None,
+        dimensions: Mapping[str, int] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
         """Read the initial parameters; graphs are opened when first needed, the training graph now.
@@ -40,6 +41,7 @@ class NativeEngine:
         """
         self.manifest = manifest
         self.batch_size = batch_size or manifest.batch_size
+        self.dimensions: Mapping[str, int] = {BATCH: self.batch_size, **manifest.dimensions, **(dimensions or {})}
         self._directory, self._name, self._threads, self._options = directory, name, threads, options
         self._sessions: dict[GraphRole, OpenSession] = {}
         self._runners: dict[GraphRole, Runner] = {}
@@ -144,7 +146,7 @@ class NativeEngine:
                 self._directory / self.manifest.graph(role).file,
                 self._name,
                 threads=self._threads,
-                dimensions={BATCH: self.batch_size},
+                dimensions=self.dimensions,
                 options=self._options,
             )
         return self._sessions[role]

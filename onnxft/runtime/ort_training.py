@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
-from onnxft.manifest import SAMPLE_WEIGHTS, GraphRole, Manifest
+from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, GraphRole, Manifest
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.ort_training_state import read_state, write_state
 
@@ -40,6 +40,7 @@ class OrtTrainingEngine:
         *,
         threads: int | None = None,
         batch_size: int | None = None,
+        dimensions: Mapping[str, int] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
         """Open the training, evaluation and optimizer graphs on the checkpoint.
@@ -57,6 +58,7 @@ class OrtTrainingEngine:
             raise ProviderError(f"onnxruntime-training takes no provider options, not {', '.join(options)}.")
         self.manifest = manifest
         self.batch_size = batch_size or manifest.batch_size
+        self.dimensions: Mapping[str, int] = {BATCH: self.batch_size, **manifest.dimensions, **(dimensions or {})}
         # A missing evaluation model would end the process by a segmentation fault, not by an error.
         self._paths = {role: _existing(directory, manifest, role) for role in _ROLES}
         self._api = training_api()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class TrainSession:
         *,
         threads: int | None = None,
         batch_size: int | None = None,
+        dimensions: Mapping[str, int] | None = None,
         seed: int = 0,
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
@@ -47,13 +48,14 @@ class TrainSession:
             provider: execution provider, see `onnxft doctor`.
             threads: threads inside an operator; None leaves it to the runtime.
             batch_size: rows of a step; None takes the artifact's.
+            dimensions: {symbolic dimension: its size}, such as a sequence length; those not named keep the artifact's.
             seed: of the random inputs (Dropout and the like).
             provider_options: options handed to the provider over the built-in ones.
 
         Raises:
             ArtifactError: the artifact is missing, damaged or of another schema.
             ProviderError: the provider is absent or cannot run the graph.
-            ConfigError: batch_size, threads or seed is out of range.
+            ConfigError: batch_size, threads, seed or a dimension is out of range, or a dimension unknown.
         """
         for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("seed", seed, 0)):
             if value is not None and value < least:
@@ -62,16 +64,24 @@ class TrainSession:
             raise ConfigError(f"seed is {seed}; it must be below 2**63.")
         self.directory = Path(artifact)
         self.manifest: Manifest = load_artifact(self.directory)
+        _check_dimensions(self.manifest, dimensions or {})
         self.seed = seed
         self.step_count = 0
         self._micro_step = 0
         self._pending: list[StepResult] = []
-        self._engine = self._open(provider, threads, batch_size, provider_options)
+        self._engine = self._open(
+            provider, threads=threads, batch_size=batch_size, dimensions=dimensions, options=provider_options
+        )
 
     @property
     def batch_size(self) -> int:
         """Rows of a step."""
         return self._engine.batch_size
+
+    @property
+    def dimensions(self) -> Mapping[str, int]:
+        """{symbolic dimension: its size}, the batch included."""
+        return self._engine.dimensions
 
     @property
     def placement(self) -> Placement:
@@ -216,28 +226,28 @@ class TrainSession:
 
     # ----- helpers -----
 
-    def _open(
-        self, provider: str, threads: int | None, batch_size: int | None, options: Mapping[str, str] | None
-    ) -> Engine:
+    def _open(self, provider: str, **settings: Any) -> Engine:
         if self.manifest.generator == "ort-training":
             from onnxft.runtime.ort_training import OrtTrainingEngine
 
-            return OrtTrainingEngine(
-                self.directory, self.manifest, provider, threads=threads, batch_size=batch_size, options=options
-            )
-        return NativeEngine(
-            self.directory, self.manifest, provider, threads=threads, batch_size=batch_size, options=options
-        )
+            return OrtTrainingEngine(self.directory, self.manifest, provider, **settings)
+        return NativeEngine(self.directory, self.manifest, provider, **settings)
 
     def _complete(self, batch: Arrays) -> dict[str, Array]:
-        checked, rows = check_batch(batch, data_ports(self.manifest), self.manifest.loss)
+        checked, rows = check_batch(batch, data_ports(self.manifest), self.manifest.loss, self._engine.dimensions)
         if rows > self.batch_size:
             raise DataError(f"the batch has {rows} rows; this session takes at most {self.batch_size} (batch_size).")
         weights = checked.get(SAMPLE_WEIGHTS)
         if weights is not None and not weights.sum() > 0:
             raise DataError(f"all {rows} rows of the batch have weight 0, so there is no mean gradient.")
         graph = self.manifest.graph("ort_training" if self.manifest.generator == "ort-training" else "train")
-        drawn = draw(graph.inputs, self.batch_size, seed=self.seed, step=self.step_count, micro_step=self._micro_step)
+        drawn = draw(
+            graph.inputs,
+            self._engine.dimensions,
+            seed=self.seed,
+            step=self.step_count,
+            micro_step=self._micro_step,
+        )
         return {**self._padded(checked, rows), **drawn}
 
     def _padded(self, batch: Arrays, rows: int) -> dict[str, Array]:
@@ -249,6 +259,15 @@ class TrainSession:
                 f"{self.batch_size} rows and no '{SAMPLE_WEIGHTS}'; this one has {rows} rows."
             )
         return dict(batch)
+
+
+def _check_dimensions(manifest: Manifest, dimensions: Mapping[str, int]) -> None:
+    for name, size in dimensions.items():
+        if name not in manifest.dimensions:
+            known = ", ".join(f"'{n}'" for n in manifest.dimensions) or "none besides the batch (batch_size)"
+            raise ConfigError(f"the artifact has no symbolic dimension '{name}'; it has {known}.")
+        if size < 1:
+            raise ConfigError(f"the dimension '{name}' is {size}; it must be at least 1.")
 
 
 __all__ = ["Scores", "StepResult", "TrainSession"]

@@ -68,8 +68,10 @@ class Dataset:
                 f"'{path}' cannot be read as .npz: {err}. Write it with numpy.savez, from arrays of numbers."
             ) from err
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, sizes: Mapping[str, int]) -> None:
         """Check every row, a block at a time; batches are converted to the model's types when they are used.
+
+        `sizes` are those of the symbolic dimensions in the session.
 
         Raises:
             DataError: an array is missing, unknown, of another kind or shape, or holds a label outside the classes,
@@ -79,7 +81,7 @@ class Dataset:
         for start in range(0, len(self), _BLOCK):
             block = {name: array[start : start + _BLOCK] for name, array in self.arrays.items()}
             try:
-                check_batch(block, ports, manifest.loss, first_row=start)
+                check_batch(block, ports, manifest.loss, sizes, first_row=start)
             except DataError as err:
                 raise DataError(f"{self.source}: {err}") from err
 

@@ -50,9 +50,9 @@ class Plan:
                 f"metric '{metric}' cannot be measured on '{manifest.name}', whose loss is {manifest.loss.kind}."
                 f"{near(metric, names(manifest.loss))}"
             )
-        data.check(manifest)
+        data.check(manifest, session.dimensions)
         if val is not None:
-            val.check(manifest)
+            val.check(manifest, session.dimensions)
         if size > len(data):
             raise DataError(
                 f"{data.source} has {len(data)} rows ('{LABELS}'), fewer than the batch size {size}. "

@@ -40,11 +40,10 @@ def test_ports_come_from_the_first_graph_there_is(fake_manifest: MakeManifest) -
         input_ports(replace(whole, graphs={}))
 
 
-def test_an_open_dimension_is_named(fake_manifest: MakeManifest) -> None:
+def test_other_dimensions_take_the_size_of_the_manifest(fake_manifest: MakeManifest) -> None:
     ports = (Port("tokens", "input", "int64", (BATCH, "sequence")), Port("labels", "label", "int64", (BATCH,)))
-    opened = replace(fake_manifest(), graphs={"eval": GraphFile("eval.onnx", ports)})
-    with pytest.raises(ArtifactError, match="'tokens' has the open dimension 'sequence'"):
-        random_batch(opened, 2, 0)
+    opened = replace(fake_manifest(), graphs={"eval": GraphFile("eval.onnx", ports)}, dimensions={"sequence": 5})
+    assert random_batch(opened, 2, 0)["tokens"].shape == (2, 5)
 
 
 def test_random_ports_and_buffers_of_the_training_graph_are_seen(fake_manifest: MakeManifest) -> None:

@@ -342,9 +342,7 @@ echo '{{"versions": {{"onnxruntime-training": "1.19.2"}}}}' > "$4"
 """
     selection = Selection(HEAD, dict.fromkeys(HEAD, "all"), {})
     python, directory = script(tmp_path / "python", body), tmp_path / "out"
-    written = generate_case(
-        CASES["convnet_adamw"], directory, python=python, selection=selection, classes=("a", "b", "c")
-    )
+    written = generate_case(CASES["convnet_adamw"], directory, python=python, selection=selection)
     request = json.loads((tmp_path / "request.json").read_text())
     assert request["trainable"] == list(HEAD)
     assert request["frozen"] == ["0.bias"]
@@ -360,7 +358,7 @@ echo '{{"versions": {{"onnxruntime-training": "1.19.2"}}}}' > "$4"
         ("5.weight", (3, 24), "all", False),
         ("5.bias", (3,), "all", False),
     ]
-    assert (manifest.generator, manifest.batch_size, manifest.classes) == ("ort-training", 6, ("a", "b", "c"))
+    assert (manifest.generator, manifest.batch_size) == ("ort-training", 6)
     assert manifest.frozen_parameters == 4 + 4 + 4
     assert manifest.versions["onnxruntime-training"] == "1.19.2"
     assert [(p.name, p.role, p.dtype, p.shape) for p in manifest.graph("ort_training").inputs] == [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from onnxft.errors import DataError
-from onnxft.manifest import BATCH, Loss, Port
-from onnxft.runtime.batches import check_batch, pad, parts
+from onnxft.manifest import BATCH, Distribution, Loss, Port
+from onnxft.runtime.batches import check_batch, draw, pad, parts
 from onnxft.runtime.session import TrainSession
 
 PORTS = (
@@ -71,7 +71,7 @@ def with_value(name: str, index: tuple[int, ...], value: float) -> dict[str, Any
 def test_what_does_not_fit_is_an_error(changes: dict[str, Any], words: list[str]) -> None:
     batch = {n: v for n, v in {**good(), **changes}.items() if v is not None}
     with pytest.raises(DataError) as err:
-        check_batch(batch, PORTS, LOSS, first_row=100)
+        check_batch(batch, PORTS, LOSS, {}, first_row=100)
     for word in words:
         assert word in str(err.value)
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_an_error(changes: dict[str, Any], words: list[str]
 )  # fmt: skip
 def test_element_types_of_one_kind_are_converted(name: str, dtype: str, target: str) -> None:
     batch = good()
-    checked, rows = check_batch({**batch, name: batch[name].astype(dtype)}, PORTS, LOSS)
+    checked, rows = check_batch({**batch, name: batch[name].astype(dtype)}, PORTS, LOSS, {})
     assert (checked[name].dtype.name, rows) == (target, ROWS)
     np.testing.assert_array_equal(checked[name], batch[name])
 
@@ -91,10 +91,10 @@ def test_element_types_of_one_kind_are_converted(name: str, dtype: str, target: 
 def test_without_labels_none_are_asked_for_and_none_taken() -> None:
     batch = good()
     labels = batch.pop("labels")
-    assert set(check_batch(batch, PORTS, LOSS, labels=False)[0]) == {"image", "ids"}
+    assert set(check_batch(batch, PORTS, LOSS, {}, labels=False)[0]) == {"image", "ids"}
     for name, value in (("labels", labels), ("sample_weights", np.ones(ROWS))):
         with pytest.raises(DataError, match=f"no input '{name}'"):
-            check_batch({**batch, name: value}, PORTS, LOSS, labels=False)
+            check_batch({**batch, name: value}, PORTS, LOSS, {}, labels=False)
 
 
 def test_padding_repeats_the_last_row_with_weight_0() -> None:
@@ -131,3 +131,19 @@ def test_an_evaluation_names_the_row_of_the_data_set(exported: Callable[..., Pat
     batch["labels"][37] = 9
     with TrainSession(exported("mlp"), threads=1) as session, pytest.raises(DataError, match="value 9 at row 37;"):
         session.evaluate(batch)
+
+
+SEQUENCES = (
+    Port("ids", "input", "int64", (BATCH, "sequence")),
+    Port("mask", "input", "float32", (BATCH, 2, "sequence")),
+    Port("labels", "label", "int64", (BATCH,)),
+)
+
+
+def test_other_symbolic_dimensions_have_the_size_of_the_session() -> None:
+    batch = {"ids": np.ones((3, 6), np.int64), "mask": np.ones((3, 2, 6), np.float32), "labels": np.array([0, 1, 2])}
+    assert check_batch(batch, SEQUENCES, LOSS, {"sequence": 6})[1] == 3
+    with pytest.raises(DataError, match=r"'ids' has the shape \[3, 6\].*this session fixes 'sequence' to 4"):
+        check_batch(batch, SEQUENCES, LOSS, {"sequence": 4})
+    masks = (Port("random.0", "random", "float32", (BATCH, "sequence"), distribution=Distribution("dropout", 0.5)),)
+    assert draw(masks, {BATCH: 3, "sequence": 6}, seed=0, step=0, micro_step=0)["random.0"].shape == (3, 6)

@@ -37,7 +37,7 @@ def test_gradients_equal_torch_with_the_same_masks(exported: Callable[..., Path]
     found = session.gradients({"x": x, "labels": labels})
 
     ports = session.manifest.graphs["train"].named("random")
-    numbers = draw(ports, ROWS, seed=3, step=0, micro_step=0)
+    numbers = draw(ports, {BATCH: ROWS}, seed=3, step=0, micro_step=0)
     by_kind = {p.distribution.kind: torch.tensor(numbers[p.name]) for p in ports if p.distribution}
     assert torch.unique(by_kind["dropout"]).tolist() == [0.0, pytest.approx(1 / 0.6)]
     module, _ = models.dropped()
@@ -57,17 +57,17 @@ PORTS = (
 
 def test_the_same_key_repeats_and_another_differs() -> None:
     key = {"seed": 1, "step": 2, "micro_step": 3}
-    first = draw(PORTS, 2, **key)
+    first = draw(PORTS, {BATCH: 2}, **key)
     assert list(first) == ["d", "u", "n"]
-    for name, value in draw(PORTS, 2, **key).items():
+    for name, value in draw(PORTS, {BATCH: 2}, **key).items():
         np.testing.assert_array_equal(value, first[name])
     for part in key:
-        for name, value in draw(PORTS, 2, **{**key, part: key[part] + 1}).items():
+        for name, value in draw(PORTS, {BATCH: 2}, **{**key, part: key[part] + 1}).items():
             assert not np.array_equal(value, first[name]), (part, name)
 
 
 def test_numbers_have_their_distribution() -> None:
-    drawn = draw(PORTS, 5, seed=4, step=0, micro_step=0)
+    drawn = draw(PORTS, {BATCH: 5}, seed=4, step=0, micro_step=0)
     assert {n: v.dtype.name for n, v in drawn.items()} == {"d": "float32", "u": "float32", "n": "float64"}
     assert (drawn["d"] == 0).mean() == pytest.approx(0.3, abs=0.02)
     assert drawn["d"].mean() == pytest.approx(1.0, abs=0.02)
@@ -77,7 +77,7 @@ def test_numbers_have_their_distribution() -> None:
 
 def test_two_masks_of_one_step_differ() -> None:
     twice = (PORTS[0], Port("e", "random", "float32", (BATCH, 4000), distribution=Distribution("dropout", ratio=0.3)))
-    drawn = draw(twice, 2, seed=1, step=0, micro_step=0)
+    drawn = draw(twice, {BATCH: 2}, seed=1, step=0, micro_step=0)
     assert not np.array_equal(drawn["d"], drawn["e"])
 
 

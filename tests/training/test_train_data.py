@@ -44,7 +44,7 @@ BAD = {
 def test_arrays_that_do_not_fit_are_named(case):
     arrays, words = BAD[case]
     with pytest.raises(DataError) as error:
-        Dataset(arrays, "'cells.npz'").check(make_manifest())
+        Dataset(arrays, "'cells.npz'").check(make_manifest(), {})
     message = str(error.value)
     assert all(word in message for word in ["'cells.npz'", *words]), message
 
@@ -76,7 +76,7 @@ def test_rows_are_counted_at_the_door(case):
 )
 def test_types_are_converted_when_batches_are_used(given):
     data = Dataset(changed(**given))
-    data.check(make_manifest())
+    data.check(make_manifest(), {})
     for name, array in given.items():
         assert data.arrays[name] is array
 

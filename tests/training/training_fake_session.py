@@ -57,6 +57,7 @@ class FakeSession:
     def __init__(self, manifest: Manifest, *, batch_size=None, seed=0, supports_weights=True):
         self.manifest, self.seed, self.supports_weights = manifest, seed, supports_weights
         self.batch_size = batch_size or manifest.batch_size
+        self.dimensions = {"batch": self.batch_size, **manifest.dimensions}
         self.placement = Placement("cpu", "cpu", {"train": {"cpu": 7}}, versions={"onnxruntime": "fake"})
         self.step_count = 0
         self.weight = np.zeros(manifest.parameters[0].shape)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onnxft.errors import ModelError
-from onnxft.exporters.source import load_factory
+from onnxft.exporters.factory import load_factory
 
 SOURCE = """
 import helper_beside

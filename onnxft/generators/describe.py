@@ -1,0 +1,97 @@
+"""The manifest of a new artifact, the same from every generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import onnxft
+from onnxft.errors import ModelError
+from onnxft.files import sha256, write_atomically
+from onnxft.graph.forward import Forward
+from onnxft.manifest import FILE_NAME, ByteRange, GraphFile, GraphRole, Loss, Manifest, Optimizer, Parameter
+from onnxft.step.select import Selection
+
+_PACKAGES = ("onnx", "onnx-ir", "onnxscript")
+
+
+def describe(
+    folder: Path,
+    forward: Forward,
+    selection: Selection,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    generator: Literal["native", "ort-training"],
+    batch_size: int,
+    graphs: dict[GraphRole, GraphFile],
+    ranges: Mapping[str, ByteRange],
+    versions: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Write what goes along with the model, and the manifest with the hash of every file; the graphs are there.
+
+    Args:
+        folder: the artifact under construction.
+        forward: the model.
+        selection: what is trained.
+        loss: fixed at export.
+        optimizer: fixed at export.
+        generator: its name.
+        batch_size: rows that a session takes unless told otherwise.
+        graphs: the files of the graphs.
+        ranges: {parameter: its bytes in the inference model}.
+        versions: of further packages.
+
+    Raises:
+        ModelError: a file that goes along has the name of one of the artifact's own.
+    """
+    for name, content in forward.files.items():
+        if (folder / name).exists():
+            raise ModelError(f"the source brings a file '{name}', which the artifact has itself: rename it.")
+        write_atomically(folder / name, content)
+    manifest = Manifest(
+        name=forward.name,
+        generator=generator,
+        batch_size=batch_size,
+        graphs=graphs,
+        parameters=_parameters(forward, selection, ranges),
+        loss=loss,
+        optimizer=optimizer,
+        frozen_parameters=_count_frozen(forward, selection),
+        dimensions=dict(forward.dimensions),
+        classes=forward.classes,
+        preprocessing=dict(forward.preprocessing),
+        files={f.name: sha256(f) for f in sorted(folder.iterdir())},
+        versions={
+            "onnxft": onnxft.__version__,
+            **{p: version(p) for p in _PACKAGES},
+            **forward.versions,
+            **(versions or {}),
+        },
+    )
+    manifest.check()
+    write_atomically(folder / FILE_NAME, manifest.to_json())
+    return manifest
+
+
+def _parameters(forward: Forward, selection: Selection, ranges: Mapping[str, ByteRange]) -> tuple[Parameter, ...]:
+    """The manifest's records of the trained parameters, in the order of the selection."""
+    tensors = {t.name: t for t in forward.tensors}
+    return tuple(
+        Parameter(
+            name,
+            tensors[name].shape,
+            tensors[name].dtype,
+            group,
+            tied_to=tensors[name].tied_to,
+            inference=ranges.get(name),
+        )
+        for name, group in selection.groups.items()
+    )
+
+
+def _count_frozen(forward: Forward, selection: Selection) -> int:
+    """Number of scalar values in parameters that are not trained."""
+    return sum(t.size for t in forward.tensors if t.kind == "parameter" and t.name not in selection.groups)

@@ -46,6 +46,29 @@ class ConvNet(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class SharedConv(nn.Module):
+    """One grouped weight in three convolutions, each with a frozen BatchNorm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.grouped = nn.ConvTranspose2d(6, 8, 3, stride=2, groups=2)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (6, 6, 6, 8, 8))
+        self.fc = nn.Linear(8, 5)
+        with torch.no_grad():
+            for bn in self.norms:
+                bn.running_mean.uniform_(-0.5, 0.5)
+                bn.running_var.uniform_(0.5, 1.5)
+                bn.weight.uniform_(0.5, 2.0)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = image
+        for norm in self.norms[:3]:
+            x = torch.tanh(norm(self.depthwise(x)))
+        up = [torch.tanh(norm(self.grouped(v))) for norm, v in zip(self.norms[3:], (x, image), strict=True)]
+        return self.fc((up[0] * up[1]).mean((2, 3)))
+
+
 class Dropped(nn.Module):
     """Dropout as a layer and as stochastic depth."""
 
@@ -115,6 +138,11 @@ def dropped() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 def twins() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(6)
     return Twins(), (torch.randn(4, 7),)
+
+
+def shared_conv() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(8)
+    return SharedConv(), (torch.randn(4, 6, 7, 6),)
 
 
 def efficientnet() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

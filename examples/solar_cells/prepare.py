@@ -1,8 +1,8 @@
-"""Write the ELPV photographs of solar cells as training and held-back `.npz` files.
+"""Write the ELPV photographs of solar cells as `.npz` files to train on, to choose by, and to judge by.
 
-A cell is defective where its defect probability is at least 0.5. A quarter is held back, the classes
-in equal parts. The pictures (CC BY-NC-SA 4.0) come with the package elpv-dataset; nothing of them is
-kept in this repository.
+A cell is defective where its defect probability is at least 0.5. A quarter is held back for the judgement
+alone; an eighth of the rest chooses the best epoch. Each part has both classes in equal shares. The
+pictures (CC BY-NC-SA 4.0) come with the package elpv-dataset; nothing of them is kept in this repository.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(grey[:, None].astype(np.float16), 3, axis=1), (probability >= 0.5).astype(np.int64)
 
 
-def split(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the held-back rows, a quarter of each class held back."""
+def split(labels: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Indices of the rows of `train`, `val` and `test`."""
     rng = np.random.default_rng(seed)
-    held = np.concatenate([_quarter(rng.permutation(np.flatnonzero(labels == c))) for c in np.unique(labels)])
-    mask = np.zeros(len(labels), bool)
-    mask[held] = True
-    return np.flatnonzero(~mask), np.flatnonzero(mask)
-
-
-def _quarter(rows: np.ndarray) -> np.ndarray:
-    return rows[: round(len(rows) / 4)]
+    parts: dict[str, list[np.ndarray]] = {"test": [], "val": [], "train": []}
+    for c in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == c))
+        test = round(len(rows) / 4)
+        val = test + round((len(rows) - test) / 8)
+        for part, chosen in zip(parts.values(), np.split(rows, [test, val]), strict=True):
+            part.append(chosen)
+    return {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
 
 
 def main(folder: Path) -> None:
-    """Write train.npz and val.npz."""
+    """Write train.npz, val.npz and test.npz."""
     images, labels = load()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in zip(("train", "val"), split(labels), strict=True):
+    for name, rows in split(labels).items():
         np.savez(folder / f"{name}.npz", inputs=images[rows], labels=labels[rows])
         print(f"Wrote {folder / name}.npz: {len(rows)} cells, {labels[rows].mean():.1%} defective")
 

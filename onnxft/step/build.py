@@ -20,6 +20,7 @@ from onnxft.step.losses import LossTerms, label_type, loss_builder
 from onnxft.step.optimizers import optimizer_transform
 from onnxft.step.randomness import randomness_to_inputs
 from onnxft.step.select import Selection
+from onnxft.step.shared_weights import separate_shared_weights
 from onnxft.step.transforms import Scalars, clip_by_global_norm, clip_by_value
 
 
@@ -161,6 +162,7 @@ class _Graph:
                 old.replace_all_uses_with(value)
             self.values[name] = value
             self.inputs.append(_port(value, "parameter", parameter=name))
+        separate_shared_weights(self.op)
 
     def add_loss(self, loss: Loss) -> LossTerms:
         if loss.output not in self.model_outputs:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from onnxft import files
 from onnxft.cli.bench import bench
 from onnxft.errors import ConfigError, ProviderError
 
@@ -44,6 +45,29 @@ def test_all_sides_failed_after_the_report_was_written(
     assert "cpu failed: the process was ended by SIGABRT" in " ".join(result.stdout.split())
     assert "SIGABRT" in json.loads((tmp_path / "b.json").read_bytes())["rows"][0]["reason"]
     assert "Next:" not in result.stdout
+
+
+@pytest.mark.parametrize("flag", ["--json", "--markdown"])
+def test_a_crash_while_writing_leaves_the_old_report(
+    flag: str,
+    tmp_path: Path,
+    fake_artifact: MakeArtifact,
+    fake_interpreter: MakeInterpreter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    python = fake_interpreter(tmp_path / "python", "respond([0.1, 0.2])")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report").write_text("the old one")
+
+    def crash(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", crash)
+    args = [str(fake_artifact(tmp_path / "artifact")), "--python", f"cpu={python}", flag, str(out / "report")]
+    assert isinstance(CliRunner().invoke(bench, args).exception, OSError)
+    assert (out / "report").read_text() == "the old one"
+    assert [p.name for p in out.iterdir()] == ["report"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,10 @@ class Subject:
         return {self.input_name: x, "labels": rng.integers(0, self.outputs, ROWS)}
 
     def module(self) -> torch.nn.Module:
-        """The torch model as it is trained here: normalisation frozen, no dropout."""
+        """The torch model as it is trained here: normalisation in inference behaviour, no dropout."""
         module, _ = self.factory()
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.frozen))
         return module.eval()
 
     def mean_loss(
@@ -60,6 +63,9 @@ SUBJECTS = {
         Subject("mlp", models.mlp, "x", (7,), "cross_entropy", 5),
         Subject("mlp_regression", models.mlp_regression, "x", (7,), "mse", 3),
         Subject("convnet", models.convnet, "image", (1, 24, 24), "cross_entropy", 10, scale=2.0),
+        Subject(
+            "shared_conv", models.shared_conv, "image", (6, 7, 6), "cross_entropy", 5, scale=2.0, frozen=("norms.*",)
+        ),
         Subject("efficientnet", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2),
         # With constant normalisation, runtimes fold it into the convolutions around it.
         Subject("efficientnet_cut", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2, frozen=("*_bn*",)),

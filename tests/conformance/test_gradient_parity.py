@@ -10,6 +10,7 @@ activations keep a distance from both, as torch computes them in float64.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,16 +22,20 @@ from conformance_subjects import SUBJECTS, Subject
 import onnxft
 
 
-def torch_gradients(subject: Subject, batch: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, np.ndarray]:
-    module = subject.module().to(dtype)
+def torch_gradients(
+    subject: Subject, batch: dict[str, np.ndarray], dtype: torch.dtype, module: torch.nn.Module | None = None
+) -> dict[str, np.ndarray]:
+    module = copy.deepcopy(module or subject.module()).to(dtype)
     subject.mean_loss(module, batch, dtype).backward()
     return {n: p.grad.numpy().astype(np.float64) for n, p in module.named_parameters() if p.grad is not None}
 
 
-def batch_away_from_kinks(subject: Subject, distance: float = 2e-6) -> dict[str, np.ndarray]:
+def batch_away_from_kinks(
+    subject: Subject, given: torch.nn.Module | None = None, distance: float = 2e-6
+) -> dict[str, np.ndarray]:
     for seed in range(1, 20):
         (batch,) = subject.batches(1, seed=seed)
-        module, nearest = subject.module().double(), [1.0]
+        module, nearest = copy.deepcopy(given or subject.module()).double(), [1.0]
 
         def keep_nearest(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             (x,) = inputs
@@ -54,7 +59,9 @@ def errors(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> di
     }
 
 
-@pytest.mark.parametrize("name", ["mlp", "mlp_regression", "convnet", "efficientnet", "efficientnet_cut"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "mlp_regression", "convnet", "shared_conv", "efficientnet", "efficientnet_cut"]
+)
 def test_every_gradient_equals_torch(name: str, provider: str, artifact_of: Callable[..., Path]) -> None:
     if name.startswith("efficientnet"):
         pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0 is not installed here")

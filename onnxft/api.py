@@ -140,8 +140,8 @@ def export(
         frozen: globs of parameters that are not trained after all.
         loss: `cross_entropy` (int64 labels) or `mse`.
         loss_output: output that the loss reads; None: the first.
-        optimizer: `adamw` or `sgd`.
-        optimizer_options: `beta1`, `beta2`, `eps`; `momentum`. The rest has torch's defaults.
+        optimizer: `adamw`, `adam`, `lion` or `sgd`.
+        optimizer_options: `beta1`, `beta2`, `eps`; `momentum`, `nesterov`. The rest has torch's defaults.
         weight_decay: default of the sessions; None: torch's default.
         batch_size: default rows of a step; None: those of the example.
         input_names: names of the inputs; None: the argument names of `forward`.

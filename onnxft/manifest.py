@@ -135,11 +135,14 @@ class Loss:
     num_classes: int | None = None
 
 
+OptimizerKind = Literal["adam", "adamw", "lion", "sgd"]
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """The optimizer fixed at export; rate and decay are inputs of the graphs."""
 
-    kind: Literal["adamw", "sgd"]
+    kind: OptimizerKind
     options: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
     """Default value of the `weight_decay` inputs."""

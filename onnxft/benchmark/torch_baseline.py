@@ -124,15 +124,18 @@ def build_optimizer(parameters: list[torch.nn.Parameter], optimizer: Optimizer, 
     options = dict(optimizer.options)
     arguments: dict[str, Any] = {"lr": lr, "weight_decay": optimizer.weight_decay}
     kind: type[torch.optim.Optimizer]
-    if optimizer.kind == "adamw":
-        kind = torch.optim.AdamW
-        arguments |= {
-            "betas": (options.pop("beta1", 0.9), options.pop("beta2", 0.999)),
-            "eps": options.pop("eps", 1e-8),
-        }
-    else:
-        kind = torch.optim.SGD
-        arguments["momentum"] = options.pop("momentum", 0.0)
+    match optimizer.kind:
+        case "adam" | "adamw":
+            kind = torch.optim.AdamW if optimizer.kind == "adamw" else torch.optim.Adam
+            arguments |= {
+                "betas": (options.pop("beta1", 0.9), options.pop("beta2", 0.999)),
+                "eps": options.pop("eps", 1e-8),
+            }
+        case "sgd":
+            kind = torch.optim.SGD
+            arguments |= {"momentum": options.pop("momentum", 0.0), "nesterov": bool(options.pop("nesterov", 0.0))}
+        case _:
+            raise ModelError(f"torch has no optimizer '{optimizer.kind}'. Benchmark without --baseline torch.")
     if options:
         raise ModelError(
             f"the torch baseline does not know the option(s) {', '.join(sorted(options))} of the optimizer "

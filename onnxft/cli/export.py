@@ -21,9 +21,13 @@ from onnxft.cli.options import config_option, key_values
 )
 @click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME", help="cross_entropy or mse.")
 @click.option("--loss-output", metavar="NAME", help="Output that the loss reads [default: the first].")
-@click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="adamw or sgd.")
+@click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="adamw, adam, lion or sgd.")
 @click.option(
-    "--optimizer-option", "optimizer_options", multiple=True, metavar="KEY=X", help="beta1, beta2, eps, momentum."
+    "--optimizer-option",
+    "optimizer_options",
+    multiple=True,
+    metavar="KEY=X",
+    help="beta1, beta2, eps; momentum, nesterov.",
 )
 @click.option("--weight-decay", type=float, help="Default decay [default: torch's].")
 @click.option("--batch-size", type=int, help="Rows of a step [default: those of the example].")

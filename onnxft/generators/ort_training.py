@@ -137,6 +137,10 @@ def _optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
             if name not in _ADAMW_DEFAULTS:
                 raise ConfigError(f"adamw has no option '{name}' here.{near(name, _ADAMW_DEFAULTS)}")
         return {"kind": "adamw", **_ADAMW_DEFAULTS, **options, "weight_decay": decay}
+    if optimizer.kind != "sgd":
+        raise ConfigError(
+            f"onnxruntime-training has no optimizer '{optimizer.kind}'. Choose adamw or sgd, or the native generator."
+        )
     for name, value in {**options, "weight_decay": decay}.items():
         if value != 0:
             raise ConfigError(

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from onnxft.errors import ConfigError, near
-from onnxft.manifest import Optimizer
-from onnxft.step.transforms import Transform, add_decayed_weights, chain, scale_by_adam, scale_by_lr, trace
+from onnxft.manifest import Optimizer, OptimizerKind
+from onnxft.step.transforms import (
+    Transform,
+    add_decayed_weights,
+    chain,
+    scale_by_adam,
+    scale_by_lion,
+    scale_by_lr,
+    trace,
+    trace_nesterov,
+)
 
 
 def adamw(beta1: float, beta2: float, eps: float) -> Transform:
@@ -14,19 +24,32 @@ def adamw(beta1: float, beta2: float, eps: float) -> Transform:
     return chain(scale_by_adam(beta1, beta2, eps), add_decayed_weights(), scale_by_lr())
 
 
-def sgd(momentum: float) -> Transform:
-    """p ← p - η b,  b ← μb + g + λp   (torch.optim.SGD)"""
-    links = (
-        (add_decayed_weights(), trace(momentum), scale_by_lr()) if momentum else (add_decayed_weights(), scale_by_lr())
-    )
-    return chain(*links)
+def adam(beta1: float, beta2: float, eps: float) -> Transform:
+    """p ← p - η adam(g + λp)   (Kingma and Ba 2015; torch.optim.Adam)"""
+    return chain(add_decayed_weights(), scale_by_adam(beta1, beta2, eps), scale_by_lr())
 
 
+def lion(beta1: float, beta2: float) -> Transform:
+    """p ← p - η (lion(g) + λp)   (Chen et al. 2023, algorithm 2)"""
+    return chain(scale_by_lion(beta1, beta2), add_decayed_weights(), scale_by_lr())
+
+
+def sgd(momentum: float, nesterov: float) -> Transform:
+    """p ← p - η b,  b ← μb + g + λp, with nesterov p ← p - η (g + λp + μb)   (torch.optim.SGD)"""
+    if not momentum:
+        return chain(add_decayed_weights(), scale_by_lr())
+    return chain(add_decayed_weights(), trace_nesterov(momentum) if nesterov else trace(momentum), scale_by_lr())
+
+
+_ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 _OPTIMIZERS: dict[str, tuple[Callable[..., Transform], dict[str, float], float]] = {
-    # name: (builder, its options with torch's defaults, torch's default weight decay)
-    "adamw": (adamw, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.01),
-    "sgd": (sgd, {"momentum": 0.0}, 0.0),
+    # name: (builder, its options with torch's defaults (Lion: its authors'), the default weight decay likewise)
+    "adam": (adam, _ADAM, 0.0),
+    "adamw": (adamw, _ADAM, 0.01),
+    "lion": (lion, {"beta1": 0.9, "beta2": 0.99}, 0.0),
+    "sgd": (sgd, {"momentum": 0.0, "nesterov": 0.0}, 0.0),
 }
+_SWITCHES = ("nesterov",)
 
 
 def describe_optimizer(
@@ -43,13 +66,17 @@ def describe_optimizer(
     for name, value in (options or {}).items():
         if name not in defaults:
             raise ConfigError(f"optimizer '{kind}' has no option '{name}'.{near(name, defaults)}")
-        if not 0.0 <= value < 1.0:
+        if name in _SWITCHES and value not in (0, 1):
+            raise ConfigError(f"option '{name}' of optimizer '{kind}' is {value}; it must be 0 or 1.")
+        if name not in _SWITCHES and not 0.0 <= value < 1.0:
             raise ConfigError(f"option '{name}' of optimizer '{kind}' is {value}; it must be at least 0 and below 1.")
     decay = decay if weight_decay is None else weight_decay
     if not 0.0 <= decay < float("inf"):
         raise ConfigError(f"weight_decay is {decay}; it must be finite and not negative.")
-    full = {**defaults, **(options or {})}
-    return Optimizer("adamw" if kind == "adamw" else "sgd", {k: float(v) for k, v in full.items()}, decay)
+    full = {k: float(v) for k, v in {**defaults, **(options or {})}.items()}
+    if full.get("nesterov") and not full["momentum"]:
+        raise ConfigError("option 'nesterov' of optimizer 'sgd' needs a 'momentum' above 0.")
+    return Optimizer(cast(OptimizerKind, kind), full, decay)
 
 
 def optimizer_transform(optimizer: Optimizer) -> Transform:

@@ -92,6 +92,32 @@ def trace(momentum: float) -> Transform:
     return Transform(("momentum_buffer",), apply)
 
 
+def trace_nesterov(momentum: float) -> Transform:
+    """b ← μb + g,  g' = g + μb   (torch.optim.SGD with nesterov=True)"""
+    link = trace(momentum)
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        b, changed = link.apply(op, g, p, state, scalars)
+        return op.Add(g, op.Mul(b, momentum)), changed
+
+    return Transform(link.slots, apply)
+
+
+def scale_by_lion(beta1: float, beta2: float) -> Transform:
+    """g' = sign(β₁m + (1-β₁)g),  m ← β₂m + (1-β₂)g   (Chen et al., Symbolic Discovery of Optimization, 2023)"""
+
+    def apply(
+        op: Op, g: ir.Value, p: ir.Value, state: dict[str, ir.Value], scalars: Scalars
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        m = state["exp_avg"]
+        direction = op.Sign(op.Add(op.Mul(m, beta1), op.Mul(g, 1.0 - beta1)))
+        return direction, {"exp_avg": op.Add(op.Mul(m, beta2), op.Mul(g, 1.0 - beta2))}
+
+    return Transform(("exp_avg",), apply)
+
+
 def scale_by_lr() -> Transform:
     """g' = ηg"""
 

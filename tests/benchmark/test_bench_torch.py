@@ -151,7 +151,8 @@ def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, 
         ("make", {"parameters": (Parameter("fc.scale", (4,), "float32"),)}, "the source has no such parameter"),
         ("two_inputs", {}, "has 2 example inputs, the artifact 1"),
         ("one_output", {}, "returns 1 values where the artifact has features, logits"),
-        ("make", {"optimizer": Optimizer("sgd", {"momentum": 0.9, "nesterov": 1.0})}, "option(s) nesterov"),
+        ("make", {"optimizer": Optimizer("sgd", {"momentum": 0.9, "dampening": 0.1})}, "option(s) dampening"),
+        ("make", {"optimizer": Optimizer("lion")}, "torch has no optimizer 'lion'"),
         (
             "make",
             {"graphs": {"train": GraphFile("t.onnx", (Port("mean", "buffer", "float32", (3,)),))}},
@@ -179,7 +180,9 @@ def test_a_value_outside_the_listed_files_is_not_read(request_of: Any) -> None:
     ("optimizer", "kind", "options"),
     [
         (MANIFEST.optimizer, "AdamW", {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.02, "lr": 0.5}),
-        (Optimizer("sgd", {"momentum": 0.9}, 0.1), "SGD", {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.5}),
+        (Optimizer("sgd", {"momentum": 0.9}, 0.1), "SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": False}),
+        (Optimizer("sgd", {"momentum": 0.9, "nesterov": 1.0}), "SGD", {"nesterov": True, "lr": 0.5}),
+        (Optimizer("adam", {"beta1": 0.8, "beta2": 0.95}, 0.1), "Adam", {"betas": (0.8, 0.95), "weight_decay": 0.1}),
     ],
 )
 def test_optimizer_is_the_manifest_s(optimizer: Optimizer, kind: str, options: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_export_writes_an_artifact_and_says_what_is_next(onnxft_command: Command
     manifest = Manifest.load(tmp_path / "artifacts" / "mlp")
     assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias", "fc3.weight"]
     assert (manifest.batch_size, manifest.classes) == (6, tuple("abcde"))
-    assert (manifest.optimizer.options, manifest.optimizer.weight_decay) == ({"momentum": 0.9}, 0.1)
+    assert (manifest.optimizer.options, manifest.optimizer.weight_decay) == ({"momentum": 0.9, "nesterov": 0.0}, 0.1)
     assert [p.name for p in manifest.graph("eval").named("input")] == ["features"]
     assert [p.name for p in manifest.graph("eval").named("output", "outputs")] == ["scores"]
 
@@ -90,7 +90,7 @@ def test_a_file_gives_values_and_flags_override_them(onnxft_command: Command, tm
     assert (done.code, done.err) == (0, "")
     manifest = Manifest.load(tmp_path / "a")
     assert (manifest.batch_size, manifest.optimizer.kind) == (3, "sgd")
-    assert manifest.optimizer.options == {"momentum": 0.5}
+    assert manifest.optimizer.options == {"momentum": 0.5, "nesterov": 0.0}
     assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias"]
 
 
@@ -135,7 +135,7 @@ def test_a_wrong_file_is_an_error(text: str, code: int, words: str, onnxft_comma
         (["export", MLP, "--loss", "hinge"], ExitStatus.MODEL, "unknown loss 'hinge'"),
         (["export", MLP, "--train", "fc4.*"], ExitStatus.MODEL, "'fc4.*' matches no parameter of 'mlp'"),
         (["export", MLP, "--freeze", "*"], ExitStatus.MODEL, "nothing is left to train"),
-        (["export", MLP, "--optimizer", "adam"], ExitStatus.CONFIG, "unknown optimizer 'adam'. Did you mean 'adamw'?"),
+        (["export", MLP, "--optimizer", "adamv"], ExitStatus.CONFIG, "unknown optimizer 'adamv'. Did you mean 'adam' or 'adamw'?"),
         (["export", MLP, "--optimizer-option", "beta1=2"], ExitStatus.CONFIG, "'beta1' of optimizer 'adamw' is 2.0"),
         (["export", MLP, "--loss-output", "outptu"], ExitStatus.CONFIG, "no output 'outptu'. Did you mean 'output'?"),
         (["export", MLP, "--generator", "ort"], ExitStatus.CONFIG, "unknown generator 'ort'"),

@@ -210,7 +210,7 @@ def test_a_missing_rule_leaves_no_directory_behind(tmp_path: Path) -> None:
     ("options", "error", "words"),
     [
         ({"loss": "hinge"}, ModelError, "unknown loss 'hinge'"),
-        ({"optimizer": "adam"}, ConfigError, "unknown optimizer 'adam'"),
+        ({"optimizer": "adamv"}, ConfigError, "unknown optimizer 'adamv'"),
         ({"loss_output": "outputs"}, ConfigError, "no output 'outputs'. Did you mean 'output'?"),
         ({"classes": ["a", "b"]}, ConfigError, "2 class names were given, the model has 3 classes"),
     ],

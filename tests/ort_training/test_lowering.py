@@ -191,6 +191,7 @@ def test_what_cannot_be_lowered_is_named(
 @pytest.mark.parametrize(
     ("case", "changes", "error", "words"),
     [
+        ("mlp_sgd", {"optimizer": Optimizer("lion")}, ConfigError, "onnxruntime-training has no optimizer 'lion'"),
         ("mlp_sgd", {"optimizer": Optimizer("sgd", {"momentum": 0.9})}, ConfigError, "sgd has momentum = 0.9"),
         ("mlp_sgd", {"optimizer": Optimizer("sgd", weight_decay=0.1)}, ConfigError, "sgd has weight_decay = 0.1"),
         ("mlp_sgd", {"optimizer": Optimizer("adamw", {"beta": 0.9})}, ConfigError, "no option 'beta'.*beta1"),

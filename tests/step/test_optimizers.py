@@ -77,6 +77,11 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
         ("sgd", {"momentum": 0.9}, 0.1, INF, INF),
         ("sgd", {}, None, 0.05, INF),
         ("sgd", {"momentum": 0.9}, 0.1, INF, 0.03),
+        ("sgd", {"momentum": 0.9, "nesterov": 1}, 0.1, INF, INF),
+        ("adam", {}, None, INF, INF),
+        ("adam", {"beta1": 0.7, "beta2": 0.99, "eps": 1e-3}, 0.2, 0.3, INF),
+        ("lion", {}, None, INF, INF),
+        ("lion", {"beta1": 0.7, "beta2": 0.8}, 0.3, INF, 0.5),
         ("adamw", {}, None, 0.3, 0.1),
         ("adamw", {}, None, 1e6, 1e6),
     ],
@@ -108,11 +113,32 @@ def test_25_steps_equal_torch(
 
 
 def _torch_optimizer(kind: str, parameters: list[torch.Tensor], optimizer: Optimizer) -> torch.optim.Optimizer:
-    options = optimizer.options
+    options, decay = optimizer.options, optimizer.weight_decay
     if kind == "sgd":
-        return torch.optim.SGD(parameters, momentum=options["momentum"], weight_decay=optimizer.weight_decay)
+        nesterov = bool(options["nesterov"])
+        return torch.optim.SGD(parameters, momentum=options["momentum"], weight_decay=decay, nesterov=nesterov)
     betas = (options["beta1"], options["beta2"])
-    return torch.optim.AdamW(parameters, betas=betas, eps=options["eps"], weight_decay=optimizer.weight_decay)
+    if kind == "lion":
+        return Lion(parameters, betas, decay)
+    made = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+    return made(parameters, betas=betas, eps=options["eps"], weight_decay=decay)
+
+
+class Lion(torch.optim.Optimizer):
+    """Algorithm 2 of Chen et al. 2023, which torch has not."""
+
+    def __init__(self, parameters: list[torch.Tensor], betas: tuple[float, float], decay: float) -> None:
+        super().__init__(parameters, {"lr": 1e-4, "betas": betas, "decay": decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        beta1, beta2 = group["betas"]
+        for p in group["params"]:
+            m = self.state[p].setdefault("m", torch.zeros_like(p))
+            c = beta1 * m + (1 - beta1) * p.grad
+            p -= group["lr"] * (c.sign() + group["decay"] * p)
+            m.copy_(beta2 * m + (1 - beta2) * p.grad)
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.99, 0.999, 0.9999])
@@ -137,8 +163,11 @@ def test_an_optimizer_without_state_has_no_step_input() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "decay", "words"),
     [
-        ("adam", {}, None, "unknown optimizer 'adam'. Did you mean 'adamw'?"),
-        ("lion", {}, None, "Known: 'adamw', 'sgd'."),
+        ("adamv", {}, None, "unknown optimizer 'adamv'. Did you mean 'adam' or 'adamw'?"),
+        ("rmsprop", {}, None, "Known: 'adam', 'adamw', 'lion', 'sgd'."),
+        ("sgd", {"momentum": 0.9, "nesterov": 0.5}, None, "'nesterov' of optimizer 'sgd' is 0.5; it must be 0 or 1"),
+        ("sgd", {"nesterov": 1}, None, "'nesterov' of optimizer 'sgd' needs a 'momentum' above 0"),
+        ("lion", {"eps": 1e-8}, None, "'lion' has no option 'eps'"),
         ("sgd", {"momentun": 0.9}, None, "'sgd' has no option 'momentun'. Did you mean 'momentum'?"),
         ("adamw", {"momentum": 0.9}, None, "'adamw' has no option 'momentum'"),
         ("adamw", {"beta1": 1.0}, None, "option 'beta1' of optimizer 'adamw' is 1.0"),
@@ -157,7 +186,11 @@ def test_options_are_checked(kind: str, options: dict[str, float], decay: float 
 
 @pytest.mark.parametrize(
     ("kind", "default", "decay"),
-    [("adamw", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.01), ("sgd", {"momentum": 0.0}, 0.0)],
+    [
+        ("adamw", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.01),
+        ("sgd", {"momentum": 0.0, "nesterov": 0.0}, 0.0),
+        ("adam", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, 0.0),
+    ],
 )
 def test_defaults_are_torchs(kind: str, default: dict[str, float], decay: float) -> None:
     assert describe_optimizer(kind) == Optimizer(kind, default, decay)

@@ -9,10 +9,11 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from onnxft.errors import ModelError
+from onnxft.graph.opset import OPSET as OPSET
+from onnxft.graph.opset import convert
 from onnxft.graph.shapes import dims, symbolic_count
 from onnxft.manifest import BATCH
 
-OPSET = 18
 IR_VERSION = 10
 _FOLDED_SIZE = 1 << 16
 """Values of at most this many elements are folded: shape arithmetic and small tables, not copies of weights."""
@@ -21,19 +22,15 @@ _FOLDED_SIZE = 1 << 16
 def normalize(model: ir.Model, tensors: Collection[str]) -> None:
     """Bring `model` to the internal form, in place.
 
-    Functions are inlined, constants become initializers, shape arithmetic is folded, the batch
-    dimension is called `batch`, shapes are inferred. Initializers named in `tensors` keep name and
-    value, and are never merged: not even when two are equal.
+    Functions are inlined, any opset that is read becomes 18, constants become initializers, shape
+    arithmetic is folded, the batch dimension is called `batch`, shapes are inferred. Initializers
+    named in `tensors` keep name and value, and are never merged: not even when two are equal.
 
     Raises:
-        ModelError: the model has another opset, or an input whose first dimension is not symbolic.
+        ModelError: the opset is not read, an operator has no form in opset 18, or an input has a first
+            dimension that is not symbolic.
     """
-    common.InlinePass()(model)
-    version = model.opset_imports.get("", 0)
-    if version != OPSET:
-        raise ModelError(
-            f"the model has opset {version}; onnxft works on opset {OPSET}. Export it with opset_version={OPSET}."
-        )
+    convert(model)
     model.ir_version = IR_VERSION
     _name_batch(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -82,9 +82,7 @@ def model_of(case: Lowered, *, symbolic: bool = False) -> onnx.ModelProto:
             inputs.append(helper.make_tensor_value_info(f"x{i}", helper.np_dtype_to_tensor_dtype(x.dtype), shape))
     outputs = [f"y{i}" for i in range(case.outputs)]
     node = helper.make_node(case.op, names, outputs, name="node", domain=case.domain, **case.attrs)
-    graph = helper.make_graph(
-        [node], "g", inputs, [onnx.ValueInfoProto(name=y) for y in outputs], initializers
-    )
+    graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name=y) for y in outputs], initializers)
     imports = [helper.make_opsetid("", case.opset)] + ([helper.make_opsetid(case.domain, 1)] if case.domain else [])
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     if not case.domain and onnx.defs.has(case.op) and not onnx.defs.get_schema(case.op, case.opset).deprecated:
@@ -107,7 +105,9 @@ def fed(case: Lowered) -> dict[str, Array]:
     return {f"x{i}": x for i, x in enumerate(case.values) if x is not None and i not in case.constant}
 
 
-def run(model: onnx.ModelProto, inputs: Mapping[str, Array], by: str, names: Sequence[str] | None = None) -> list[Array]:
+def run(
+    model: onnx.ModelProto, inputs: Mapping[str, Array], by: str, names: Sequence[str] | None = None
+) -> list[Array]:
     """Outputs by `runtime` or `reference`."""
     if by == "reference":
         return ReferenceEvaluator(model).run(names, dict(inputs))  # type: ignore[return-value]

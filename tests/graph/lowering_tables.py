@@ -10,8 +10,6 @@ from lowering_cases import Lowered
 from onnx import TensorProto
 from torch.nn import functional
 
-from onnxft.graph.lowering.registry import MICROSOFT
-
 MIXED = np.array([[1.5, -2.25, 0.0, 3.0], [-0.5, 2.5, -3.5, 0.25], [4.0, -1.0, 0.5, 2.0]], np.float32)
 INF = np.array([[1.0, np.inf, -np.inf], [np.nan, 0.0, -2.0]], np.float32)
 REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare")
@@ -90,7 +88,7 @@ ACTIVATIONS = [
     Lowered("Gelu", 20, ((2, 3, 4),), {"approximate": "tanh"}, torch=lambda x: functional.gelu(x, approximate="tanh")),
     Lowered("Swish", 24, ((2, 3, 4),), torch=functional.silu, by="reference"),
     Lowered("Swish", 24, ((2, 3, 4),), {"alpha": 1.7}, torch=lambda x: x * torch.sigmoid(1.7 * x), by="reference"),
-    Lowered("SwiGLU", 28, ((2, 3), (2, 3)), {"alpha": 0.5}, torch=lambda a, b: a * torch.sigmoid(0.5 * a) * b, by="reference"),
+    Lowered("SwiGLU", 28, ((2, 3), (2, 3)), {"alpha": 0.5}, torch=lambda a, b: a * torch.sigmoid(0.5 * a) * b, batch=(0, 1), by="reference"),
     Lowered("Celu", 28, ((2, 3),), {"alpha": 0.7}, stays=True, by="reference"),
     Lowered("Celu", 28, (MIXED.astype(np.float64),), {"alpha": 0.7}, by="reference"),
     Lowered("HardSwish", 22, ((2, 3, 4),), stays=True),

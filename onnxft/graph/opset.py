@@ -18,7 +18,7 @@ from onnxft.graph import lowering as lowering  # fills the registry
 from onnxft.graph.builder import builder
 from onnxft.graph.lowering.body import call_body, has_body
 from onnxft.graph.lowering.registry import OPSET as OPSET
-from onnxft.graph.lowering.registry import refusal, rewrite_of
+from onnxft.graph.lowering.registry import Rewrite, refusal, rewrite_of
 from onnxft.graph.lowering.types import check_known, check_taken
 from onnxft.graph.lowering.unchanged import WIDENED, WITHOUT_FORM
 
@@ -91,13 +91,17 @@ def _inline(model: ir.Model) -> None:
 
 def _changes(node: ir.Node) -> bool:
     """Whether the node is not that of opset 18 yet."""
+    return _rewrite(node) is not None or (node.domain == "" and onnx.defs.has(node.op_type) and _since(node) > OPSET)
+
+
+def _rewrite(node: ir.Node) -> Rewrite | None:
+    known = node.domain == "" and onnx.defs.has(node.op_type)
+    return rewrite_of(node.domain, node.op_type, _since(node) if known else OPSET)
+
+
+def _since(node: ir.Node) -> int:
+    """The opset at which the operator got the form that the node has."""
     version = node.version or OPSET
-    if rewrite_of(node.domain, node.op_type, version) is not None:
-        return True
-    return node.domain == "" and onnx.defs.has(node.op_type) and _since(node, version) > OPSET
-
-
-def _since(node: ir.Node, version: int) -> int:
     try:
         return int(onnx.defs.get_schema(node.op_type, version, "").since_version)
     except onnx.defs.SchemaError:
@@ -151,10 +155,9 @@ def _lower_graph(model: ir.Model, graph: ir.Graph, names: _Names) -> bool:
 
 def _lower(model: ir.Model, graph: ir.Graph, node: ir.Node, names: _Names) -> bool:
     """Bring a node to opset 18; whether it waits for its body to be inlined."""
-    version = node.version or OPSET
-    rewrite = rewrite_of(node.domain, node.op_type, version)
+    rewrite = _rewrite(node)
     if rewrite is None:
-        since = _since(node, version)
+        version, since = node.version or OPSET, _since(node)
         if node.op_type in WITHOUT_FORM:
             raise refusal(node, WITHOUT_FORM[node.op_type], "Freeze or cut the graph before it")
         if since > WIDENED.get(node.op_type, 0):
@@ -183,7 +186,7 @@ def _lower(model: ir.Model, graph: ir.Graph, node: ir.Node, names: _Names) -> bo
             replacements[i] = op.Identity(value)
     _move(scratch, graph, node, names)
     for old, new in zip(node.outputs, replacements, strict=True):
-        if new is not None:
+        if new is not None and old.name:
             _succeed(old, new)
     graph.remove(node, safe=True)
     return False

@@ -68,7 +68,11 @@ ATTENTION = [
     case((Q, K, V, ADDED[..., :4]), batch=(0, 1, 2, 3), opset=24, by="reference", note="short added"),
     case(PACKED, HEADS, torch=sdpa(heads=(4, 4, 4))),
     case(PACKED, {**HEADS, "is_causal": 1}, torch=sdpa(causal=True, heads=(4, 4, 4))),
-    case(((2, 3, 24), (2, 5, 8), (2, 5, 14)), {"q_num_heads": 6, "kv_num_heads": 2}, torch=sdpa(groups=True, heads=(6, 2, 2))),
+    case(
+        ((2, 3, 24), (2, 5, 8), (2, 5, 14)),
+        {"q_num_heads": 6, "kv_num_heads": 2},
+        torch=sdpa(groups=True, heads=(6, 2, 2)),
+    ),
     case(GROUPED, torch=sdpa(groups=True)),
     case((*GROUPED, MASK), torch=sdpa(MASK, groups=True), note="mask"),
     case((*GROUPED, np.repeat(FULL[:, :1], 6, 1)), {"is_causal": 1}, batch=(0, 1, 2, 3)),
@@ -77,20 +81,51 @@ ATTENTION = [
     case((Q, K, V, None, *CACHE), outputs=3, batch=(0, 1, 2, 4, 5)),
     case((Q, K, V, None, *CACHE), {"is_causal": 1}, outputs=3, batch=(0, 1, 2, 4, 5)),
     case((*PACKED, None, *CACHE), {**HEADS, "is_causal": 1}, outputs=3, batch=(0, 1, 2, 4, 5)),
-    *(case((Q, K, V, ADDED), {"qk_matmul_output_mode": mode, "softcap": 0.8}, outputs=4, batch=(0, 1, 2, 3), by="" if mode else "runtime") for mode in range(4)),
-    *(case((Q, K, V, DEAD), {"qk_matmul_output_mode": mode}, outputs=4, batch=(0, 1, 2, 3), by="reference", note="dead row") for mode in (2, 3)),
+    *(
+        case(
+            (Q, K, V, ADDED),
+            {"qk_matmul_output_mode": mode, "softcap": 0.8},
+            outputs=4,
+            batch=(0, 1, 2, 3),
+            by="" if mode else "runtime",
+        )
+        for mode in range(4)
+    ),
+    *(
+        case(
+            (Q, K, V, DEAD),
+            {"qk_matmul_output_mode": mode},
+            outputs=4,
+            batch=(0, 1, 2, 3),
+            by="reference",
+            note="dead row",
+        )
+        for mode in (2, 3)
+    ),
     case((Q, K, V), {"softmax_precision": 11}),
     case((Q, K, V), {"softmax_precision": 1}),
     case((Q, K, V, None, None, None, VALID), opset=24, batch=(0, 1, 2, 6), note="valid"),
     case((Q, K, V, None, None, None, VALID), {"is_causal": 1}, opset=24, batch=(0, 1, 2, 6), note="valid"),
-    case((Q, K, V, FULL, None, None, np.array([1, 4])), {"is_causal": 1}, opset=25, batch=(0, 1, 2, 3, 6), note="valid"),
+    case(
+        (Q, K, V, FULL, None, None, np.array([1, 4])), {"is_causal": 1}, opset=25, batch=(0, 1, 2, 3, 6), note="valid"
+    ),
     *(
-        case(((2, 4, 5, 6), K, V), {"left_window_size": left, "right_window_size": right, "is_causal": causal}, opset=25)
+        case(
+            ((2, 4, 5, 6), K, V), {"left_window_size": left, "right_window_size": right, "is_causal": causal}, opset=25
+        )
         for left, right, causal in ((2, -1, 0), (-1, 1, 0), (1, 0, 0), (2, 1, 0), (1, -1, 1), (0, 2, 1))
     ),
-    case((Q, K, V, None, *CACHE), {"left_window_size": 2, "right_window_size": 1}, opset=25, outputs=3, batch=(0, 1, 2, 4, 5)),
-    case((Q, K, V, None, None, None, VALID), {"left_window_size": 1}, opset=25, batch=(0, 1, 2, 6), note="valid window"),
-]  # fmt: skip
+    case(
+        (Q, K, V, None, *CACHE),
+        {"left_window_size": 2, "right_window_size": 1},
+        opset=25,
+        outputs=3,
+        batch=(0, 1, 2, 4, 5),
+    ),
+    case(
+        (Q, K, V, None, None, None, VALID), {"left_window_size": 1}, opset=25, batch=(0, 1, 2, 6), note="valid window"
+    ),
+]
 
 
 def fused(op, inputs, attrs=None, **more):
@@ -113,13 +148,27 @@ FUSED = [
     fused("FusedMatMul", ((2, 4, 3), (4, 5)), {"transA": 1, "alpha": 2.0}),
     fused("FusedGemm", ((3, 4), (5, 4), (5,)), {"transB": 1, "activation": "Relu"}),
     fused("FusedGemm", ((3, 4), (4, 5), (5,)), {"alpha": 0.5, "activation": "LeakyRelu", "activation_alpha": 0.2}),
-    fused("FusedConv", ((2, 3, 6, 5), (4, 3, 3, 2), (4,)), {"activation": "Relu", "strides": [2, 1], "pads": [1, 0, 1, 1]}),
+    fused(
+        "FusedConv", ((2, 3, 6, 5), (4, 3, 3, 2), (4,)), {"activation": "Relu", "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    ),
     fused("FusedConv", ((2, 4, 6), (6, 2, 3)), {"group": 2, "activation": "LeakyRelu", "activation_params": [0.1]}),
-    fused("FusedConv", ((2, 3, 6, 5), (4, 3, 1, 1), (4,), (2, 4, 6, 5)), {"activation": "Clip", "activation_params": [0.0, 1.0]}, batch=(0, 3)),
+    fused(
+        "FusedConv",
+        ((2, 3, 6, 5), (4, 3, 1, 1), (4,), (2, 4, 6, 5)),
+        {"activation": "Clip", "activation_params": [0.0, 1.0]},
+        batch=(0, 3),
+    ),
     fused("SkipLayerNormalization", (E, E, (8,), (8,), (8,)), {"epsilon": 1e-5}, batch=(0, 1)),
     fused("SkipLayerNormalization", (E, E, (8,), (8,)), batch=(0, 1)),
     fused("SkipSimplifiedLayerNormalization", (E, E, (8,), (8,)), {"epsilon": 1e-5}, batch=(0, 1)),
-    fused("EmbedLayerNormalization", (IDS, TOKENS, (6, 8), (7, 8), (2, 8), (8,), (8,), TOKENS), {"epsilon": 1e-5}, outputs=3, constant=(2, 3, 4), batch=(0, 1, 7)),
+    fused(
+        "EmbedLayerNormalization",
+        (IDS, TOKENS, (6, 8), (7, 8), (2, 8), (8,), (8,), TOKENS),
+        {"epsilon": 1e-5},
+        outputs=3,
+        constant=(2, 3, 4),
+        batch=(0, 1, 7),
+    ),
     fused("EmbedLayerNormalization", (IDS, None, (6, 8), (7, 8), None, (8,), (8,)), outputs=2, constant=(2, 3)),
     fused("Attention", (E, *WEIGHTS), {"num_heads": 2}),
     fused("Attention", (E, *WEIGHTS, TOKENS), {"num_heads": 2}, batch=(0, 3)),
@@ -128,4 +177,4 @@ FUSED = [
     fused("Attention", (E, *WEIGHTS), {"num_heads": 2, "unidirectional": 1}),
     fused("Attention", (E, *WEIGHTS, None, None, (2, 2, 5, 5)), {"num_heads": 2}, batch=(0, 5), note="bias"),
     Lowered("SimplifiedLayerNormalization", 18, ((2, 3, 4), (4,)), {"axis": -1, "epsilon": 1e-4}, by="runtime"),
-]  # fmt: skip
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,15 @@ import pytest
 import torch
 from lowering_cases import close, converted, run
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 from torch.nn import functional
 
 from onnxft.errors import ModelError
+from onnxft.grad.backward import backward
+from onnxft.graph.builder import builder
 from onnxft.graph.normalize import IR_VERSION, normalize
 from onnxft.graph.opset import OPSET, convert
+from onnxft.graph.shapes import dims
 
 RNG = np.random.default_rng(2)
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -187,11 +192,15 @@ def test_subgraphs_are_converted() -> None:
 
 def test_the_body_of_a_loop_is_converted() -> None:
     body = helper.make_graph(
-        [node("Identity", ["go"], ["on"]), node("ReduceSumSquare", ["s"], ["q"], axes=[1]), node("Add", ["s", "q"], ["t"])],
+        [
+            node("Identity", ["go"], ["on"]),
+            node("ReduceSumSquare", ["s"], ["q"], axes=[1]),
+            node("Add", ["s", "q"], ["t"]),
+        ],
         "body",
         [info("i", [], INT64), info("go", [], BOOL), info("s", ["b", 4])],
         [info("on", [], BOOL), info("t", ["b", 4])],
-    )  # fmt: skip
+    )
     weights = {"times": np.array(2), "true": np.array(True)}
     nodes = [node("Loop", ["times", "true", "x"], ["y"], body=body)]
     proto = model(nodes, [info("x", ["b", 4])], [info("y", ["b", 4])], 16, weights)
@@ -288,33 +297,64 @@ def unary(op_type: str, opset: int, shape: Sequence[int | str] = ("b", 4), **att
         (unary("Cast", 19, to=TensorProto.FLOAT8E4M3FN), "the element type FLOAT8E4M3FN, which opset 18 does not know"),
         (unary("Cast", 21, to=TensorProto.INT4), "the element type INT4"),
         (
-            model([node("Identity", ["x"], ["y"])], [info("x", [3], TensorProto.FLOAT8E5M2)], [info("y", [3], TensorProto.FLOAT8E5M2)], 19),
+            model(
+                [node("Identity", ["x"], ["y"])],
+                [info("x", [3], TensorProto.FLOAT8E5M2)],
+                [info("y", [3], TensorProto.FLOAT8E5M2)],
+                19,
+            ),
             "the input 'x' has the element type FLOAT8E5M2",
         ),
         (
-            model([node("Sin", ["x"], ["y"])], [info("x", ["b"], TensorProto.BFLOAT16)], [info("y", ["b"], TensorProto.BFLOAT16)], 22),
+            model(
+                [node("Sin", ["x"], ["y"])],
+                [info("x", ["b"], TensorProto.BFLOAT16)],
+                [info("y", ["b"], TensorProto.BFLOAT16)],
+                22,
+            ),
             "'Sin' (node 'Sin/y', output 'y') has 'x' of type BFLOAT16, which it takes only after opset 18",
         ),
         (
-            model([node("GridSample", ["x", "g"], ["y"])], [info("x", ["b", 2, 3, 4, 5]), info("g", ["b", 2, 2, 2, 3])], [info("y", None)], 20),
+            model(
+                [node("GridSample", ["x", "g"], ["y"])],
+                [info("x", ["b", 2, 3, 4, 5]), info("g", ["b", 2, 2, 2, 3])],
+                [info("y", None)],
+                20,
+            ),
             "samples other than pictures",
         ),
         (
-            model([node("CumProd", ["x", "a"], ["y"])], [info("x", ["b", 4])], [info("y", None)], 26, {"a": np.array(0)}),
+            model(
+                [node("CumProd", ["x", "a"], ["y"])], [info("x", ["b", 4])], [info("y", None)], 26, {"a": np.array(0)}
+            ),
             "only where dimension 0 of 'x' ['b', 4] is static",
         ),
         (
-            model([node("Attention", ["x", "x", "x"], ["y"], q_num_heads=3, kv_num_heads=2)], [info("x", ["b", 5, 12])], [info("y", None)], 23),
+            model(
+                [node("Attention", ["x", "x", "x"], ["y"], q_num_heads=3, kv_num_heads=2)],
+                [info("x", ["b", 5, 12])],
+                [info("y", None)],
+                23,
+            ),
             "has 3 query heads for 2 key heads",
         ),
         (
-            model([node("Resize", ["x", "", "s"], ["y"], coordinate_transformation_mode="half_pixel_symmetric")], [info("x", ["b", 3, 5])], [info("y", None)], 19, {"s": np.array([1, 1, 1.5], np.float32)}),
+            model(
+                [node("Resize", ["x", "", "s"], ["y"], coordinate_transformation_mode="half_pixel_symmetric")],
+                [info("x", ["b", 3, 5])],
+                [info("y", None)],
+                19,
+                {"s": np.array([1, 1, 1.5], np.float32)},
+            ),
             "is half_pixel_symmetric with scale 1.5 of 5",
         ),
-        (unary("AveragePool", 19, ("b", 2, 9), kernel_shape=[3], dilations=[2], auto_pad="SAME_UPPER"), "Export it with explicit pads"),
+        (
+            unary("AveragePool", 19, ("b", 2, 9), kernel_shape=[3], dilations=[2], auto_pad="SAME_UPPER"),
+            "Export it with explicit pads",
+        ),
         (unary("Gelu", 18), "'Gelu' (node 'Gelu/y', output 'y') is no operator of opset 18"),
     ],
-)  # fmt: skip
+)
 def test_refusals_name_operator_node_and_reason(proto: onnx.ModelProto, words: str) -> None:
     assert words in refused(proto)
 
@@ -325,11 +365,20 @@ MICROSOFT = "com.microsoft"
 @pytest.mark.parametrize(
     ("op", "words"),
     [
-        (helper.make_node("Attention", ["x", "w", "", "", "past"], ["y", "p"], "n", num_heads=2, domain=MICROSOFT), "keeps keys and values"),
-        (helper.make_node("FusedMatMul", ["x", "w"], ["y"], "n", transBatchA=1, domain=MICROSOFT), "transposes batch axes"),
-        (helper.make_node("FusedGemm", ["x", "w"], ["y"], "n", activation="Mystery", domain=MICROSOFT), "has the unknown activation 'Mystery'"),
+        (
+            helper.make_node("Attention", ["x", "w", "", "", "past"], ["y", "p"], "n", num_heads=2, domain=MICROSOFT),
+            "keeps keys and values",
+        ),
+        (
+            helper.make_node("FusedMatMul", ["x", "w"], ["y"], "n", transBatchA=1, domain=MICROSOFT),
+            "transposes batch axes",
+        ),
+        (
+            helper.make_node("FusedGemm", ["x", "w"], ["y"], "n", activation="Mystery", domain=MICROSOFT),
+            "has the unknown activation 'Mystery'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_of_fused_operators(op: onnx.NodeProto, words: str) -> None:
     inputs = [info("x", ["b", 3, 4]), info("w", [4, 12]), info("past", [2, "b", 2, 3, 2])]
     message = refused(model([op], inputs, [info("y", None)], 18, domains=[MICROSOFT]))
@@ -344,3 +393,73 @@ def test_other_fused_operators_stay() -> None:
     )
     convert(loaded)
     assert [n.op_type for n in loaded.graph] == ["BiasSplitGelu"]
+
+
+@pytest.mark.parametrize("outputs", [["y", "", "", "sum"], ["y", "", "", ""], ["y"]])
+def test_outputs_without_a_name_stay_absent(outputs: list[str]) -> None:
+    op = helper.make_node("SkipLayerNormalization", ["x", "x", "w"], outputs, "n", domain=MICROSOFT)
+    asked = [info(name, ["b", 3, 4]) for name in outputs if name]
+    weights = {"w": RNG.normal(size=4).astype(np.float32)}
+    proto = model([op], [info("x", ["b", 3, 4])], asked, 18, weights, domains=[MICROSOFT])
+    x = RNG.normal(size=(2, 3, 4)).astype(np.float32)
+    found = zip(run(converted(proto), {"x": x}, "runtime"), run(proto, {"x": x}, "runtime"), strict=True)
+    for actual, expected in found:
+        close(actual, expected)
+
+
+def test_a_cache_that_is_not_asked_for_stays_absent() -> None:
+    op = node("Attention", ["q", "k", "v"], ["y", "", "", "shown"])
+    sizes = {"q": (2, 4, 3, 6), "k": (2, 4, 5, 6), "v": (2, 4, 5, 7)}
+    feeds = {n: RNG.normal(size=s).astype(np.float32) for n, s in sizes.items()}
+    proto = model(
+        [op], [info(n, s) for n, s in sizes.items()], [info("y", (2, 4, 3, 7)), info("shown", (2, 4, 3, 5))], 23
+    )
+    for actual, expected in zip(run(converted(proto), feeds, "runtime"), run(proto, feeds, "runtime"), strict=True):
+        close(actual, expected)
+
+
+class Block(nn.Module):
+    """A transformer block as newer exporters write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv = nn.RMSNorm(8, eps=1e-6), nn.Linear(8, 24)
+        self.group = nn.GroupNorm(2, 8)
+        self.out = nn.Sequential(
+            nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 16), nn.GELU("tanh"), nn.SiLU(), nn.Linear(16, 8)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+        return self.out(self.group((x + y).transpose(1, 2)).transpose(1, 2))
+
+
+@pytest.mark.parametrize("opset", [18, 20, 21, 23])
+def test_a_block_that_torch_exports(opset: int) -> None:
+    torch.manual_seed(1)
+    block, x = Block().eval(), torch.randn(3, 5, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            block, (x,), dynamo=True, opset_version=opset, optimize=False, verbose=False,
+            dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
+        )  # fmt: skip
+    loaded = program.model
+    parameters = {name: p.detach().numpy() for name, p in block.named_parameters()}
+    written = {n.op_type for n in loaded.graph}
+    assert opset < 23 or {"Attention", "RMSNormalization"} <= written
+    normalize(loaded, parameters)
+    for name, value in parameters.items():
+        np.testing.assert_array_equal(loaded.graph.initializers[name].const_value.numpy(), value)
+    assert all(None not in dims(v) for n in loaded.graph for v in n.outputs)
+    op = builder(loaded.graph)
+    values = [loaded.graph.initializers[name] for name in parameters]
+    gradients = backward(op, op.ReduceSum(op.Mul(loaded.graph.outputs[0], loaded.graph.outputs[0]), keepdims=0), values)
+    loaded.graph.outputs.extend(op.Identity(gradients[v]) for v in values)
+    y, *found = run(ir.serde.serialize_model(loaded), {loaded.graph.inputs[0].name: x.numpy()}, "runtime")
+    expected = block(x)
+    expected.square().sum().backward()
+    close(y, expected.detach().numpy(), 1e-5)
+    for dx, parameter in zip(found, block.parameters(), strict=True):
+        close(dx, parameter.grad.numpy(), 2e-5)

@@ -37,9 +37,9 @@ _rewrites: dict[tuple[str, str], list[_Entry]] = {}
 
 
 def rewrites(*op_types: str, since: int = 1, until: int = 28, domain: str = "") -> Callable[[Rewrite], Rewrite]:
-    """Register a rewrite of operators in a graph of opset `since` to `until`; the function is returned unchanged.
+    """Register a rewrite of operators that got their form at opset `since` to `until`; returns the function unchanged.
 
-    `until` is the newest opset whose operators were looked at when the rewrite was written.
+    Without `until`, that is the newest opset that was looked at.
     """
 
     def register(rewrite: Rewrite) -> Rewrite:
@@ -50,20 +50,12 @@ def rewrites(*op_types: str, since: int = 1, until: int = 28, domain: str = "") 
     return register
 
 
-def rewrite_of(domain: str, op_type: str, version: int) -> Rewrite | None:
-    """The rewrite of an operator of that opset, None where it has none.
-
-    `version` does not matter outside the standard domain.
-    """
+def rewrite_of(domain: str, op_type: str, since: int) -> Rewrite | None:
+    """The rewrite of an operator in the form that it got at opset `since`, None where it has none."""
     for entry in _rewrites.get((domain, op_type), ()):
-        if domain or entry.since <= version <= entry.until:
+        if entry.since <= since <= entry.until:
             return entry.rewrite
     return None
-
-
-def rewritten_ops(domain: str = "") -> tuple[str, ...]:
-    """Operators with a rewrite, sorted."""
-    return tuple(sorted(op_type for d, op_type in _rewrites if d == domain))
 
 
 def refusal(node: ir.Node, reason: str, way_out: str) -> ModelError:

@@ -19,6 +19,7 @@ from onnxft.graph.builder import builder
 from onnxft.graph.lowering.body import call_body, has_body
 from onnxft.graph.lowering.registry import OPSET as OPSET
 from onnxft.graph.lowering.registry import Rewrite, refusal, rewrite_of
+from onnxft.graph.lowering.splice import Names, replace
 from onnxft.graph.lowering.types import check_known, check_taken
 from onnxft.graph.lowering.unchanged import WIDENED, WITHOUT_FORM
 
@@ -39,8 +40,7 @@ def convert(model: ir.Model) -> None:
     check_known(model)
     if any(_changes(node) for node in model.graph.all_nodes()):
         _infer_whole(model)
-        names = _Names(model)
-        while _lower_graph(model, model.graph, names):
+        while _lower_graph(model, model.graph, Names(model)):
             _inline(model)
     for node in model.graph.all_nodes():
         if node.domain == "":
@@ -117,28 +117,7 @@ def _infer_whole(model: ir.Model) -> None:
         common.ShapeInferencePass(data_prop=True)(model)
 
 
-class _Names:
-    """Names of values that are not taken."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.taken = {
-            value.name
-            for graph in model.graphs()
-            for values in (graph.inputs, graph.initializers.values(), *(node.outputs for node in graph))
-            for value in values
-        }
-
-    def fresh(self, wish: str) -> str:
-        """`wish`, or a name like it."""
-        name, count = wish, 0
-        while name in self.taken:
-            count += 1
-            name = f"{wish}_{count}"
-        self.taken.add(name)
-        return name
-
-
-def _lower_graph(model: ir.Model, graph: ir.Graph, names: _Names) -> bool:
+def _lower_graph(model: ir.Model, graph: ir.Graph, names: Names) -> bool:
     """Bring the nodes of a graph and of its subgraphs to opset 18; whether some wait for their body to be inlined."""
     waits = False
     for node in list(graph):
@@ -153,7 +132,7 @@ def _lower_graph(model: ir.Model, graph: ir.Graph, names: _Names) -> bool:
     return waits
 
 
-def _lower(model: ir.Model, graph: ir.Graph, node: ir.Node, names: _Names) -> bool:
+def _lower(model: ir.Model, graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     """Bring a node to opset 18; whether it waits for its body to be inlined."""
     rewrite = _rewrite(node)
     if rewrite is None:
@@ -169,8 +148,7 @@ def _lower(model: ir.Model, graph: ir.Graph, node: ir.Node, names: _Names) -> bo
                 )
             call_body(model, node, version)
             return True
-    scratch = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="lowered")
-    op = builder(scratch)
+    op = builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="lowered"))
     try:
         result = None if rewrite is None else rewrite(op, node)
     except GradientError as err:
@@ -179,59 +157,8 @@ def _lower(model: ir.Model, graph: ir.Graph, node: ir.Node, names: _Names) -> bo
         check_taken(node)
         node.version = OPSET
         return False
-    replacements = [result] if isinstance(result, ir.Value) else list(result)
-    for i, value in enumerate(replacements):
-        # What is handed through, or handed on twice, still needs a value with the old name.
-        if value is not None and (value in replacements[:i] or _outside(value, scratch)):
-            replacements[i] = op.Identity(value)
-    _move(scratch, graph, node, names)
-    for old, new in zip(node.outputs, replacements, strict=True):
-        if new is not None and old.name:
-            _succeed(old, new)
-    graph.remove(node, safe=True)
+    replace(graph, node, op, [result] if isinstance(result, ir.Value) else list(result), names)
     return False
-
-
-def _outside(value: ir.Value, scratch: ir.Graph) -> bool:
-    producer = value.producer()
-    return producer is None or producer.graph is not scratch
-
-
-def _move(scratch: ir.Graph, graph: ir.Graph, node: ir.Node, names: _Names) -> None:
-    """Put what was written for `node` before it, under names that begin with that of its output."""
-    stem = node.outputs[0].name or node.name or node.op_type
-    for name, value in list(scratch.initializers.items()):
-        del scratch.initializers[name]
-        if value.uses():
-            value.name = names.fresh(f"{stem}.{name}")
-            graph.register_initializer(value)
-    nodes = list(scratch)
-    scratch.remove(nodes)
-    for new in nodes:
-        new.version = OPSET
-        new.metadata_props.clear()
-        for value in new.outputs:
-            value.name = names.fresh(f"{stem}.{new.op_type}")
-        new.name = f"{node.name or stem}.{(new.outputs[0].name or '').removeprefix(stem + '.')}"
-    graph.insert_before(node, nodes)
-
-
-def _succeed(old: ir.Value, new: ir.Value) -> None:
-    """Give `new` the name, the readers and what is known of `old`."""
-    new.name = old.name
-    if old.type is not None:
-        new.type = old.type
-    if old.shape is not None:
-        known, found = list(old.shape), list(new.shape) if new.shape is not None else [None] * len(old.shape)
-        if len(known) == len(found):
-            new.shape = ir.Shape(
-                [f if isinstance(f, int) or _unnamed(k) else k for k, f in zip(known, found, strict=True)]
-            )
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-
-
-def _unnamed(dim: object) -> bool:
-    return not isinstance(dim, int) and getattr(dim, "value", None) is None
 
 
 def _infer(node: ir.Node) -> None:

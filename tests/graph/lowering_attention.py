@@ -136,6 +136,7 @@ E = (2, 5, 8)
 IDS = np.array([[1, 4, 2, 0, 3], [3, 3, 0, 1, 5]], np.int32)
 TOKENS = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)
 WEIGHTS = ((8, 24), (24,))
+SEEN = (np.tril(np.ones((2, 5, 5))) * TOKENS[:, None]).astype(np.int32)
 FUSED = [
     fused("Gelu", ((2, 3, 4),)),
     fused("BiasGelu", ((2, 3, 4), (4,)), torch=lambda x, b: functional.gelu(x + b)),
@@ -170,9 +171,17 @@ FUSED = [
         batch=(0, 1, 7),
     ),
     fused("EmbedLayerNormalization", (IDS, None, (6, 8), (7, 8), None, (8,), (8,)), outputs=2, constant=(2, 3)),
+    fused(
+        "EmbedLayerNormalization",
+        (IDS, TOKENS, (6, 8), (7, 8), (2, 8), (8,), (8,), None, IDS[:, ::-1].copy()),
+        outputs=2,
+        constant=(2, 3, 4),
+        batch=(0, 1, 8),
+    ),
     fused("Attention", (E, *WEIGHTS), {"num_heads": 2}),
     fused("Attention", (E, *WEIGHTS, TOKENS), {"num_heads": 2}, batch=(0, 3)),
     fused("Attention", (E, *WEIGHTS, np.array([3, 5], np.int32)), {"num_heads": 2}, batch=(0, 3)),
+    fused("Attention", (E, *WEIGHTS, SEEN), {"num_heads": 2, "mask_filter_value": -50.0}, batch=(0, 3)),
     fused("Attention", (E, (8, 28), (28,)), {"num_heads": 2, "qkv_hidden_sizes": [8, 8, 12], "scale": 0.4}),
     fused("Attention", (E, *WEIGHTS), {"num_heads": 2, "unidirectional": 1}),
     fused("Attention", (E, *WEIGHTS, None, None, (2, 2, 5, 5)), {"num_heads": 2}, batch=(0, 5), note="bias"),

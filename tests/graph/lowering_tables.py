@@ -322,7 +322,42 @@ SCALE = np.array([0.5, 0.25, 2.0], np.float32)
 BYTES = np.random.default_rng(5).integers(0, 255, (2, 3, 4)).astype(np.uint8)
 WORDS = np.random.default_rng(6).integers(-3000, 3000, (2, 3, 4)).astype(np.int16)
 BLOCKS = np.random.default_rng(7).uniform(0.5, 2.0, (2, 3, 2)).astype(np.float32)
+SHORT = np.random.default_rng(8).uniform(0.5, 2.0, (2, 2, 4)).astype(np.float32)
+WIDE = np.random.default_rng(9).normal(size=(2, 3, 4)).astype(np.float32)
 QUANTIZATION = [
+    Lowered(
+        "DequantizeLinear",
+        21,
+        (BYTES, SHORT, (SHORT * 9).astype(np.uint8)),
+        {"axis": 1, "block_size": 2},
+        batch=(),
+        by="reference",
+    ),
+    Lowered("DequantizeLinear", 21, (WORDS, BLOCKS), {"axis": -1, "block_size": 2}, batch=(), by="reference"),
+    Lowered(
+        "QuantizeLinear",
+        21,
+        ((2, 3, 4), BLOCKS / 50, (BLOCKS * 9).astype(np.uint8)),
+        {"axis": 2, "block_size": 2},
+        batch=(),
+        by="reference",
+    ),
+    Lowered(
+        "QuantizeLinear",
+        23,
+        ((2, 3, 4), SCALE, np.array([3, 1, 9], np.int8)),
+        {"precision": TensorProto.FLOAT},
+        stays=True,
+        by="reference",
+    ),
+    Lowered(
+        "QuantizeLinear",
+        23,
+        (WIDE, SCALE[0] / 90, np.array(3, np.int8)),
+        {"precision": TensorProto.FLOAT16},
+        stays=False,
+        by="reference",
+    ),
     Lowered(
         "DequantizeLinear", 19, (BYTES, SCALE, np.array([3, 1, 9], np.uint8)), {"axis": 1}, stays=True, after="runtime"
     ),

@@ -252,6 +252,20 @@ def test_a_grid_whose_batch_is_joined_at_run_time() -> None:
     close(actual, expected)
 
 
+def test_a_single_aligned_place_is_the_middle_as_in_torch() -> None:
+    weights = {"size": np.array([2, 3, 1, 4])}
+    proto = model(
+        [node("AffineGrid", ["theta", "size"], ["y"], align_corners=1)],
+        [info("theta", ["b", 2, 3])], [info("y", None)], 20, weights,
+    )  # fmt: skip
+    theta = RNG.normal(size=(2, 2, 3)).astype(np.float32)
+    (y,) = run(converted(proto), {"theta": theta}, "runtime")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it changed this in version 1.3
+        expected = functional.affine_grid(torch.tensor(theta), [2, 3, 1, 4], align_corners=True)
+    close(y, expected.numpy())
+
+
 @pytest.mark.parametrize(
     "op",
     [

@@ -15,23 +15,24 @@ from pathlib import Path
 import onnx_ir as ir
 
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
-from onnxft.grad.registry import rule_for, supported_ops, without_gradient
+from onnxft.grad.registry import rule_for, supported_ops, without_gradient, without_rule
 
 START, END = "<!-- op-table -->", "<!-- /op-table -->"
 README = Path(__file__).parent.parent / "README.md"
 
 
 def table() -> str:
-    """One row for each family of rules, and one for each reason to have no gradient."""
+    """One row for each family of rules, one for each reason to have no gradient, and one for each to have no rule."""
     families: dict[str, list[str]] = defaultdict(list)
     for op_type in supported_ops():
         rule = rule_for(ir.Node("", op_type, inputs=[]))
         families[rule.__module__.rpartition(".")[2]].append(op_type)
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for op_type, reason in without_gradient().items():
-        reasons[reason].append(op_type)
     rows = [f"| {family} | {_listed(ops)} |" for family, ops in sorted(families.items())]
-    rows += [f"| no gradient: {reason} | {_listed(ops)} |" for reason, ops in sorted(reasons.items())]
+    for kind, declared in [("no gradient", without_gradient()), ("not yet", without_rule())]:
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for op_type, reason in declared.items():
+            reasons[reason].append(op_type)
+        rows += [f"| {kind}: {reason} | {_listed(ops)} |" for reason, ops in sorted(reasons.items())]
     return "\n".join(["| Family | Operators |", "|---|---|", *rows])
 
 

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
 from onnxft.errors import ModelError
-from onnxft.grad.registry import supported_ops, without_gradient
+from onnxft.grad.registry import supported_ops, without_gradient, without_rule
 
 Status = Literal["rule", "by nature", "not yet", "other domain"]
 
@@ -28,7 +28,7 @@ class Coverage:
     """Nodes, those of subgraphs and functions included."""
     status: Status
     reason: str = ""
-    """Why there is no derivative, where that is its nature."""
+    """Why there is no derivative by nature, or what stands in the way of a rule."""
 
 
 def coverage(path: Path) -> tuple[Coverage, ...]:
@@ -57,7 +57,7 @@ def _status(op_type: str, domain: str) -> tuple[Status, str]:
     if op_type in supported_ops():
         return "rule", ""
     reason = without_gradient().get(op_type)
-    return ("not yet", "") if reason is None else ("by nature", reason)
+    return ("not yet", without_rule().get(op_type, "")) if reason is None else ("by nature", reason)
 
 
 def _load(path: Path) -> ir.Model:

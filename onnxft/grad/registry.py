@@ -20,6 +20,7 @@ Rule = Callable[..., Gradients]
 
 _rules: dict[str, Rule] = {}
 _without_gradient: dict[str, str] = {}
+_not_yet: dict[str, str] = {}
 
 
 def vjp(*op_types: str) -> Callable[[Rule], Rule]:
@@ -39,6 +40,13 @@ def no_gradient(*op_types: str, because: str) -> None:
     for op_type in op_types:
         _check_new(op_type)
         _without_gradient[op_type] = because
+
+
+def not_yet(*op_types: str, because: str) -> None:
+    """Declare operators that have a derivative but no rule, with what stands in the way."""
+    for op_type in op_types:
+        _check_new(op_type)
+        _not_yet[op_type] = because
 
 
 def rule_for(node: ir.Node, parameters_behind: Callable[[], Sequence[str]] = list) -> Rule:
@@ -62,7 +70,8 @@ def rule_for(node: ir.Node, parameters_behind: Callable[[], Sequence[str]] = lis
         )
     if not onnx.defs.has(node.op_type):
         raise GradientError(f"{place} is no operator of the installed onnx {onnx.__version__}. {ways_out}.")
-    raise GradientError(f"no rule for {place} yet. {ways_out}, or add a rule: see onnxft/grad/README.md.")
+    because = f" ({_not_yet[node.op_type]})" if node.op_type in _not_yet else ""
+    raise GradientError(f"no rule for {place} yet{because}. {ways_out}, or add a rule: see onnxft/grad/README.md.")
 
 
 def supported_ops() -> tuple[str, ...]:
@@ -75,8 +84,13 @@ def without_gradient() -> dict[str, str]:
     return dict(sorted(_without_gradient.items()))
 
 
+def without_rule() -> dict[str, str]:
+    """Operators declared to have no rule yet, each with its reason."""
+    return dict(sorted(_not_yet.items()))
+
+
 def _check_new(op_type: str) -> None:
     if not onnx.defs.has(op_type):
         raise ValueError(f"'{op_type}' is no operator of ONNX (a typo?)")
-    if op_type in _rules or op_type in _without_gradient:
+    if op_type in _rules or op_type in _without_gradient or op_type in _not_yet:
         raise ValueError(f"'{op_type}' is registered twice")

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
 from onnxft.errors import GradientError
@@ -90,7 +91,11 @@ def swap_last_two(op: Op, x: ir.Value) -> ir.Value:
 def constant(op: Op, value: object, like: ir.Value) -> ir.Value:
     """A constant (scalar, nested list or array) with the element type of `like`."""
     assert like.dtype is not None
-    array = np.asarray(value, like.dtype.numpy())
+    return table(op, np.asarray(value, like.dtype.numpy()))
+
+
+def table(op: Op, array: NDArray[Any]) -> ir.Value:
+    """A constant with the element type of `array`: a mask, or a table of indices."""
     return op.initializer(ir.tensor(array), name=f"constant_{len(op.builder.graph.initializers)}")
 
 

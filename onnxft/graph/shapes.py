@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -37,6 +38,11 @@ def static_dims(value: ir.Value, start: int = 0, stop: int | None = None) -> tup
 def symbolic_count(shape: Sequence[Dim]) -> int:
     """How many dimensions are not static."""
     return sum(not isinstance(d, int) for d in shape)
+
+
+def product(shape: Sequence[Dim]) -> int | None:
+    """Number of values, None if a dimension is not static."""
+    return None if symbolic_count(shape) else math.prod(d for d in shape if isinstance(d, int))
 
 
 def set_dims(value: ir.Value, shape: Sequence[Dim]) -> None:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import cases_activations
 import cases_convolution
+import cases_einsum
 import cases_elementwise
+import cases_fourier
 import cases_indexing
+import cases_losses
 import cases_normalization
 import cases_pooling
 import cases_products
+import cases_quantization
 import cases_reductions
+import cases_scattering
+import cases_selection
 import cases_shaping
+import cases_trigonometry
 
 FAMILIES = (
     cases_activations,
     cases_convolution,
+    cases_einsum,
     cases_elementwise,
+    cases_fourier,
     cases_indexing,
+    cases_losses,
     cases_normalization,
     cases_pooling,
     cases_products,
+    cases_quantization,
     cases_reductions,
+    cases_scattering,
+    cases_selection,
     cases_shaping,
+    cases_trigonometry,
 )
 ALL = [case for family in FAMILIES for case in family.CASES]
 SMOOTH = [case for case in ALL if not (case.exempt or case.float32)]

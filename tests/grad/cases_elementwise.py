@@ -7,6 +7,7 @@ import torch
 from checking import Case, Range
 
 A = (2, 3, 4)
+BOUND = {"exempt": "a tie or a bound"}
 BROADCAST = [
     ((2, 3, 4), (2, 3, 4)),
     ((2, 3, 4), (4,)),
@@ -17,9 +18,9 @@ BROADCAST = [
 ]
 
 
-def binary(op, function, right=lambda shape: shape):
+def binary(op, function, right=lambda shape: shape, **attrs):
     both = lambda a, b: (0, 1) if len(a) == len(b) == 3 and a[0] == b[0] else (0,) if len(a) == 3 else ()  # noqa: E731
-    return [Case(op, (a, right(b)), function, batch=both(a, b)) for a, b in BROADCAST]
+    return [Case(op, (a, right(b)), function, attrs, batch=both(a, b)) for a, b in BROADCAST]
 
 
 def unary(op, function, spec=A, **attrs):
@@ -43,6 +44,26 @@ CASES = [
         exempt="a tie or a bound",
         note="zeros",
     ),
+    Case(
+        "Pow", (np.array([[0.0], [0.0], [2.0]]), np.array([0.0, 1.0, 3.0])), torch.pow, **BOUND, note="zeros, broadcast"
+    ),
+    Case(
+        "Pow",
+        (np.array([0.0, -2.0, 3.0]), np.array([[2.0], [2.0]])),
+        torch.pow,
+        constant=(1,),
+        note="square, broadcast",
+    ),
+    Case("Pow", (np.array([0.0, -1.5]), np.array([3, 0])), torch.pow, note="integer exponents"),
+    *binary("Mod", torch.fmod, Range, fmod=1),
+    Case(
+        "Mod",
+        (np.array([5.3, -5.3, 5.3, -5.3, 0.2]), np.array([2.0, 2.0, -2.0, -2.0, 7.0])),
+        torch.fmod,
+        {"fmod": 1},
+        note="signs",
+    ),
+    Case("CastLike", (A, np.array([0.5])), lambda x, _: x * 1, constant=(1,), batch=(0,)),
     Case("Sum", ((2, 3), (3,), (2, 1)), lambda a, b, c: a + b + c, batch=(0, 2)),
     Case("Sum", ((2, 3),), lambda a: a),
     Case("Mean", ((2, 3), (3,), (2, 1)), lambda a, b, c: (a + b + c) / 3),
@@ -96,6 +117,10 @@ CASES = [
         exempt="a tie or a bound",
         note="clamp at its bound",
     ),
+    *(
+        Case(op, (np.array([[1.0], [3.0]]), np.array([1.0, 2.0, 3.0])), function, **BOUND, note="ties, broadcast")
+        for op, function in [("Max", torch.maximum), ("Min", torch.minimum)]
+    ),
     Case(
         "Max",
         ((2, 3), (3,), np.array(0.2)),
@@ -109,7 +134,12 @@ CASES = [
     Case("Clip", (A, np.array(-0.5), np.array(0.7)), torch.clamp, note="trained bounds"),
     Case("Clip", (A, np.array(-0.5)), lambda x, low: x.clamp(min=low), constant=(1,)),
     Case("Clip", (A, None, np.array(0.5)), lambda x, _, high: x.clamp(max=high), constant=(2,)),
+    Case("Clip", (A, np.array([-0.5]), np.array([0.7])), torch.clamp, note="bounds as arrays of one", batch=(0,)),
     Case("Clip", (A,), lambda x: x * 1),
+    Case("Clip", (A, None, None), lambda x, *_: x * 1, note="bounds named and missing"),
+    Case("Clip", (A, np.array(0.4), np.array(-0.3)), torch.clamp, note="crossed bounds", batch=(0,)),
+    Case("Clip", (A, np.array(-0.5)), lambda x, low: x.clamp(min=low), note="trained bound"),
+    Case("Clip", (A, None, np.array(0.5)), lambda x, _, high: x.clamp(max=high), note="trained bound"),
     Case(
         "Clip",
         (np.array([-1.0, 0.0, 3.0, 6.0, 7.0]), np.array(0.0), np.array(6.0)),

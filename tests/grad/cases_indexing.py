@@ -1,4 +1,4 @@
-"""Cases of reading and writing by index: repeated, negative, at run time and constant."""
+"""Cases of reading by index and of running sums: repeated, negative, at run time and constant."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import numpy as np
 from checking import Case
 
 
-def gather(shape, indices, axis, **more):
+def gather(shape, indices, position, **more):
     def torch_gather(x, i):
+        axis = position % x.ndim
         picked = x.index_select(axis, (i.reshape(-1) % x.shape[axis]).long())
-        return picked.reshape(*x.shape[:axis], *i.shape, *x.shape[axis + 1 :])
+        return picked.reshape([*x.shape[:axis], *i.shape, *x.shape[axis + 1 :]])
 
-    return Case("Gather", (shape, np.array(indices)), torch_gather, {"axis": axis}, **more)
-
-
-def scatter(x, i, u, add):
-    return x.scatter_add(1, i, u) if add else x.scatter(1, i, u)
+    return Case("Gather", (shape, np.array(indices)), torch_gather, {"axis": position}, **more)
 
 
 CASES = [
@@ -30,6 +27,11 @@ CASES = [
     gather((2, 5, 3), [3], 1, batch=(0,), note="one constant index"),
     gather((2, 5, 3), [[0]], 2, batch=(0,), note="one constant index"),
     Case("Gather", ((5, 3), np.array([1, 1, 0], np.int32)), lambda x, i: x[i.long()], runtime=(1,), note="int32"),
+    gather((2, 3, 4, 5), [[[4, 0, 4]], [[-1, -5, 2]]], -1, runtime=(1,), batch=(0,), note="rank 3 in rank 4"),
+    gather((2, 3, 4, 5), [[2, 2], [-1, 0]], -3, batch=(0,), note="constant indices in the middle"),
+    gather((5,), [[4, -5, 4]], 0, runtime=(1,), note="vector"),
+    gather((70,), -1, 0, runtime=(1,), note="vector, one index at run time"),
+    gather((70, 2), [[4], [4]], 0, note="constant repeated indices, large table"),
     Case(
         "GatherElements",
         ((2, 5), np.array([[1, 1, 4], [0, 2, 0]])),
@@ -38,20 +40,8 @@ CASES = [
         runtime=(1,),
     ),
     Case("GatherElements", ((5, 3), np.array([[1, -1, 4], [0, 2, 4]])), lambda x, i: x.gather(0, i % 5), runtime=(1,)),
-    Case(
-        "ScatterElements",
-        ((2, 5), np.array([[1, 3], [0, 4]]), (2, 2)),
-        lambda x, i, u: scatter(x, i, u, False),
-        {"axis": 1},
-        runtime=(1,),
-    ),
-    Case(
-        "ScatterElements",
-        ((2, 5), np.array([[1, 1], [0, 4]]), (2, 2)),
-        lambda x, i, u: scatter(x, i, u, True),
-        {"axis": 1, "reduction": "add"},
-        runtime=(1,),
-    ),
+    Case("CumSum", ((2, 3, 4), np.array(-1, np.int32)), lambda x, _: x.cumsum(-1), batch=(0,), note="from the end"),
+    Case("CumSum", ((5,), np.array(0)), lambda x, _: x.cumsum(0), note="vector"),
     *(
         Case("CumSum", ((2, 3, 4), np.array(1)), function, {"exclusive": exclusive, "reverse": reverse}, batch=(0,))
         for exclusive, reverse, function in [

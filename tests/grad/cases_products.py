@@ -19,10 +19,6 @@ def gemm(trans_a, trans_b, alpha, beta, c):
     return Case("Gemm", (a, b) if c is None else (a, b, c), torch_gemm, attrs, batch=batch)
 
 
-def einsum(equation, *shapes, batch=()):
-    return Case("Einsum", shapes, lambda *xs: torch.einsum(equation, *xs), {"equation": equation}, batch=batch)
-
-
 CASES = [
     *(
         Case("MatMul", shapes, torch.matmul, batch=batch)
@@ -48,9 +44,4 @@ CASES = [
     gemm(0, 1, 1.0, 1.0, (4,)),
     gemm(1, 0, 1.0, 1.0, None),
     gemm(0, 0, 1.5, 1.0, (1, 4)),
-    einsum("bij,bjk->bik", (2, 3, 4), (2, 4, 5), batch=(0, 1)),
-    einsum("bhid,bhjd->bhij", (2, 3, 4, 5), (2, 3, 6, 5), batch=(0, 1)),
-    einsum("bi,i,bj->j", (2, 3), (3,), (2, 4), batch=(0, 2)),
-    einsum("ij,jk", (2, 3), (3, 4), batch=(0,)),
-    einsum("ijk->kij", (2, 3, 4), batch=(0,)),
 ]

@@ -25,13 +25,15 @@ def sliced(starts, stops, axes, steps, index, shape=(3, 5, 7), batch=()):
     return Case("Slice", inputs, torch_slice, note=f"{starts}:{stops}:{steps} of {axes}", batch=batch)
 
 
-def padded(mode, pads, torch_pads, shape=(2, 4, 5), **more):
+def padded(mode, pads, torch_pads, shape=(2, 4, 5), note="", **more):
     def torch_pad(x, *_):
         for axis_pads in torch_pads:
             x = functional.pad(x, axis_pads, mode={"edge": "replicate"}.get(mode, mode))
         return x
 
-    return Case("Pad", (shape, ints(*pads), *more.pop("inputs", ())), torch_pad, {"mode": mode}, note=f"{pads}", **more)
+    return Case(
+        "Pad", (shape, ints(*pads), *more.pop("inputs", ())), torch_pad, {"mode": mode}, f"{pads} {note}", **more
+    )
 
 
 def depth_to_space(x, crd):
@@ -44,6 +46,24 @@ def depth_to_space(x, crd):
 def space_to_depth(x):
     b, c, h, w = x.shape
     return x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+
+
+def crop_pad(x, shape, axes):
+    """Half of the difference before, the rest behind."""
+    for axis, size in zip(range(x.ndim) if axes is None else axes, shape, strict=True):
+        axis %= x.ndim
+        more = size - x.shape[axis]
+        before = more // 2 if more >= 0 else -(-more // 2)
+        x = functional.pad(x, [*[0, 0] * (x.ndim - 1 - axis), before, more - before])
+    return x
+
+
+def reverse(x, lengths, batch_axis):
+    rows = [
+        torch.cat([row[:n].flip(0), row[n:]])
+        for row, n in zip(x.transpose(0, batch_axis), lengths.tolist(), strict=True)
+    ]
+    return torch.stack(rows).transpose(0, batch_axis)
 
 
 CASES = [
@@ -86,7 +106,7 @@ CASES = [
     sliced([1, 0], [END, 5], [0, 1], [1, 1], np.s_[1:], batch=(0,)),
     Case("Slice", ((3, 5), ints(1, 0), ints(3, 4)), lambda x, *_: x[1:3, 0:4], note="axes by default"),
     padded("constant", [0, 1, 0, 0, 2, 3], [(0, 3, 1, 2)], batch=(0,)),
-    padded("constant", [0, -1, 2, 0, 1, -2], [(2, -2, -1, 1)], batch=(0,), exempt="the evaluator has no negative pads"),
+    padded("constant", [0, -1, 2, 0, 1, -2], [(2, -2, -1, 1)], batch=(0,)),
     Case(
         "Pad",
         ((2, 3), ints(1, 2), np.array(0.5), ints(1)),
@@ -98,6 +118,59 @@ CASES = [
     padded("reflect", [0, 0, 2, 0, 0, 4], [(2, 4)], batch=(0,)),
     padded("reflect", [0, 0, 1, 2, 0, 0, 3, 0], [(2, 0, 1, 3)], shape=(2, 1, 4, 5), batch=(0,)),
     padded("edge", [0, 0, 0, 2, 0, 0, 3, 0], [(2, 0, 0, 3)], shape=(2, 1, 4, 5), batch=(0,)),
+    padded("edge", [0, -1, 2, 0, 1, -2], [(0, 0, -1, 1), (2, 0), (0, -2)], batch=(0,)),
+    padded("reflect", [0, 2, -1, 0, -1, 3], [(0, 0, 2, 0), (0, 0, 0, -1), (-1, 3)], shape=(2, 5, 7), batch=(0,)),
+    *(
+        padded(mode, [2, -1, 1, 0], [(2, 1), (0, 0, -1, 0)], inputs=(None, ints(-1, 1)), note="axes", batch=(0,))
+        for mode in ("constant", "edge", "reflect")
+    ),
+    Case(
+        "Pad",
+        ((2, 3, 4), ints(0, 1, -1, 0, -1, 2), np.array(0.5)),
+        lambda x, pads, value: torch.cat(
+            [
+                torch.cat([value.expand(2, 1, 3), x[:, :2, 1:]], 1),
+                value.expand(2, 3, 2),
+            ],
+            2,
+        ),
+        note="trained value, negative pads",
+        batch=(0,),
+    ),
+    *(
+        Case(
+            "CenterCropPad",
+            (A, ints(*shape)),
+            lambda x, _, s=shape, a=axes: crop_pad(x, s, a),
+            {} if axes is None else {"axes": axes},
+            note=f"{shape}",
+            batch=(0,),
+        )
+        for shape, axes in [
+            ((4, 2, 3), None),
+            ((1, 6, 7), None),
+            ((6, 3), [1, 2]),
+            ((1, 9), [1, -1]),
+            ((7, 8), [2, 1]),
+        ]
+    ),
+    *(
+        Case(
+            "ReverseSequence",
+            (shape, np.array(lengths)),
+            lambda x, n, b=batch_axis: reverse(x, n, b),
+            {"batch_axis": batch_axis, "time_axis": 1 - batch_axis},
+            runtime=(1,),
+            note=f"{lengths}",
+            batch=(0, 1) if batch_axis == 0 else (),
+        )
+        for shape, lengths, batch_axis in [
+            ((3, 4), [1, 4, 2], 0),
+            ((3, 4, 2), [3, 1, 4], 0),
+            ((4, 3), [2, 4, 1], 1),
+            ((4, 3, 5), [4, 3, 2], 1),
+        ]
+    ),
     Case("Tile", (A, ints(1, 2, 3)), lambda x, _: x.repeat(1, 2, 3), batch=(0,)),
     Case("Tile", (A, ints(2, 1, 1)), lambda x, _: x.repeat(2, 1, 1), note="along axis 0"),
     *(

@@ -11,12 +11,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+import overrides
 import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from torch.nn import functional
 
 from onnxft.grad.backward import backward
 from onnxft.graph.builder import Op, add_input, builder, cast_like, is_float
@@ -99,19 +98,29 @@ class Built:
         return ir.serde.serialize_model(self.model)
 
 
-def build(case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False) -> Built:
-    """The case as a graph with its loss sum(y * dy) and the gradients of the inputs."""
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=case.op)
-    op = builder(graph)
+def forward(
+    case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False
+) -> tuple[Op, list[ir.Value | None], list[ir.Value]]:
+    """A graph of the operator alone: its builder, its inputs and its outputs, those that are read with their shapes."""
+    op = builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=case.op))
     values: list[ir.Value | None] = []
     for i, x in enumerate(case.values):
         values.append(None if x is None else _input(op, case, i, x, dtype, symbolic))
     outputs = getattr(op, case.op)(*_without_trailing_none(values), **case.attrs, _outputs=case.outputs)
-    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    first = next(x for x in values if is_float(x))
+    for i, y in enumerate(outputs[: case.read]):
+        y.shape, y.dtype = ir.Shape(_named(case, i, y)), y.dtype or first.dtype
+    return op, values, outputs
+
+
+def build(case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False) -> Built:
+    """The case as a graph with its loss sum(y * dy) and the gradients of the inputs."""
+    op, values, outputs = forward(case, dtype, symbolic=symbolic)
+    graph = op.builder.graph
     first = next(x for x in values if is_float(x))
     losses = []
     for i, y in enumerate(outputs[: case.read]):
-        y.shape = ir.Shape(_named(case, i, dims(y)))
         y = cast_like(op, y, first)
         dy = add_input(op, f"dy{i}", y.dtype, dims(y))
         losses.append(op.ReduceSum(op.Mul(y, dy), keepdims=0))
@@ -131,8 +140,8 @@ def build(case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False) 
 def feeds(case: Case, dtype: type[np.floating[Any]]) -> dict[str, Array]:
     """Values of the graph inputs x<i> and dy<i>."""
     found = {f"x{i}": _typed(x, dtype) for i, x in enumerate(case.values) if x is not None and _is_fed(case, i)}
-    for i, y in enumerate(torch_outputs(case, [_tensor(x) for x in case.values])):
-        found[f"dy{i}"] = np.random.default_rng(90 + i).normal(size=tuple(y.shape)).astype(dtype)
+    for i, y in enumerate(forward_in_torch(case)):
+        found[f"dy{i}"] = np.random.default_rng(90 + i).normal(size=y.shape).astype(dtype)
     return found
 
 
@@ -140,6 +149,11 @@ def torch_outputs(case: Case, tensors: Sequence[torch.Tensor | None]) -> list[to
     """What the case computes, in torch."""
     y = case.torch(*tensors)
     return list(y) if isinstance(y, (list, tuple)) else [y]
+
+
+def forward_in_torch(case: Case) -> list[Array]:
+    """The outputs that the loss reads, in float64."""
+    return [y.numpy() for y in torch_outputs(case, [_tensor(x) for x in case.values])]
 
 
 def torch_gradients(case: Case) -> dict[int, Array]:
@@ -166,46 +180,7 @@ def run_runtime(model: onnx.ModelProto, inputs: dict[str, Array], threads: int =
 
 def reference(model: onnx.ModelProto) -> ReferenceEvaluator:
     """The evaluator of onnx, in float64 throughout and with the operators that it lacks."""
-    return ReferenceEvaluator(model, new_ops=[ConvTranspose, Erf, GlobalLpPool])
-
-
-class Erf(OpRun):
-    """That of onnx computes in float32."""
-
-    op_domain = ""
-
-    def _run(self, x: Array) -> tuple[Array]:
-        return (torch.erf(torch.tensor(x)).numpy(),)
-
-
-class GlobalLpPool(OpRun):
-    """onnx has none."""
-
-    op_domain = ""
-
-    def _run(self, x: Array, p: int) -> tuple[Array]:
-        return (np.sum(np.abs(x) ** p, axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
-
-
-class ConvTranspose(OpRun):
-    """That of onnx refuses groups."""
-
-    op_domain = ""
-
-    def _run(self, x, w, b=None, dilations=None, group=1, output_padding=None, pads=None, strides=None, **_):
-        rank = x.ndim - 2
-        function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}[
-            rank
-        ]
-        x, w, b = (None if v is None else torch.tensor(v) for v in (x, w, b))
-        y = function(x, w, b, strides or 1, 0, 0, group, dilations or 1)
-        pads, more = pads or [0] * 2 * rank, output_padding or [0] * rank
-        ends = [more[i] - pads[i + rank] for i in range(rank)]
-        frame = [n for i in reversed(range(rank)) for n in (-pads[i], ends[i])]
-        unread = functional.pad(y, frame)  # negative pads crop
-        if b is not None and any(more):
-            raise NotImplementedError("output_padding takes the bias, which a frame of zeros does not have")
-        return (unread.numpy(),)
+    return ReferenceEvaluator(model, new_ops=overrides.ALL)
 
 
 @cache
@@ -238,11 +213,16 @@ def _input(op: Op, case: Case, i: int, x: Array, dtype: type[np.floating[Any]], 
     return add_input(op, f"x{i}", ir.DataType.from_numpy(x.dtype), shape)
 
 
-def _named(case: Case, i: int, shape: Sequence[int | str | None]) -> list[int | str]:
+def _named(case: Case, i: int, y: ir.Value) -> list[int | str]:
     """The shape of output i with a name for each unknown dimension, as exporters give it."""
     batch = next((case.values[x].shape[0] for x in case.batch), None)
-    sizes = torch_outputs(case, [_tensor(x) for x in case.values])[i].shape
+    sizes = forward_in_torch(case)[i].shape
     names = ["batch" if size == batch else f"y{i}_{axis}" for axis, size in enumerate(sizes)]
+    shape = (
+        dims(y)
+        if y.shape is not None
+        else [None if name == "batch" else n for n, name in zip(sizes, names, strict=True)]
+    )
     return [name if d is None else d for d, name in zip(shape, names, strict=True)]
 
 

@@ -2,11 +2,18 @@
 
 from onnxft.grad.rules import activations as activations
 from onnxft.grad.rules import convolution as convolution
+from onnxft.grad.rules import einsum as einsum
 from onnxft.grad.rules import elementwise as elementwise
+from onnxft.grad.rules import fourier as fourier
 from onnxft.grad.rules import indexing as indexing
+from onnxft.grad.rules import losses as losses
 from onnxft.grad.rules import normalization as normalization
 from onnxft.grad.rules import pooling as pooling
 from onnxft.grad.rules import products as products
+from onnxft.grad.rules import quantization as quantization
 from onnxft.grad.rules import reductions as reductions
+from onnxft.grad.rules import scattering as scattering
+from onnxft.grad.rules import selection as selection
 from onnxft.grad.rules import shaping as shaping
+from onnxft.grad.rules import trigonometry as trigonometry
 from onnxft.grad.rules import without as without

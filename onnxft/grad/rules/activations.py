@@ -43,6 +43,15 @@ def thresholded_relu(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return (op.Where(op.Greater(x, alpha), dy, 0.0),)
 
 
+@vjp("Shrink")
+def shrink(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x < -lambd ? x + bias : x > lambd ? x - bias : 0      dx = x < -lambd or x > lambd ? dy : 0"""
+    (x,) = node.inputs
+    lambd = node.attributes.get_float("lambd", 0.5)
+    outside = op.Or(op.Less(x, -lambd), op.Greater(x, lambd))
+    return (op.Where(outside, dy, 0.0),)
+
+
 @vjp("HardSigmoid")
 def hard_sigmoid(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = clip(alpha * x + beta, 0, 1)      dx = 0 < y < 1 ? alpha * dy : 0, as torch excludes the bounds"""

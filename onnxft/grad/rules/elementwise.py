@@ -42,6 +42,17 @@ def div(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return da, op.Neg(op.Mul(da, y))
 
 
+@vjp("Mod")
+def mod(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = a - b * q with the integer q = trunc(a / b)      da = dy,  db = -dy * q
+
+    Floats have fmod = 1. q is found as (a - y) / b, rounded, since a / b may round up to the next integer.
+    """
+    a, b = node.inputs
+    (y,) = node.outputs
+    return dy, op.Neg(op.Mul(dy, op.Round(op.Div(op.Sub(a, y), b))))
+
+
 @vjp("Pow")
 def power(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = a^b      da = dy * b * a^(b - 1),  db = dy * y * log(a)
@@ -92,6 +103,13 @@ def cast(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = cast(x)      dx = cast(dy) to the element type of x"""
     (x,) = node.inputs
     return (cast_like(op, dy, x) if x is not None and is_float(x) else None,)
+
+
+@vjp("CastLike")
+def cast_as(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = cast(x) to the element type of another value      dx = cast(dy) to the element type of x"""
+    x, _ = node.inputs
+    return (cast_like(op, dy, x) if x is not None and is_float(x) else None), None
 
 
 @vjp("Neg")
@@ -180,6 +198,7 @@ def clip(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 
     Two bounds are what relu6 and hardtanh are exported to, which give 0 at a bound. One bound alone
     is torch.clamp, which passes the gradient there; with two bounds it becomes Max and Min.
+    Where low > high the result is high, whatever x is.
     """
     x, *bounds = node.inputs
     low, high = [*bounds, None, None][:2]
@@ -188,6 +207,8 @@ def clip(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     if low is not None and high is not None:
         inside = op.And(op.Greater(x, low), op.Less(x, high))
         dx = op.Where(inside, dy, 0.0)
+        crossed = op.Greater(low, high)
+        below, above = op.And(below, op.Not(crossed)), op.Or(above, crossed)
     else:
         outside = below if below is not None else above
         dx = dy if outside is None else op.Where(outside, 0.0, dy)

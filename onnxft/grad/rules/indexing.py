@@ -9,7 +9,6 @@ import math
 
 import onnx_ir as ir
 
-from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.graph.builder import (
     Op,
@@ -21,7 +20,7 @@ from onnxft.graph.builder import (
     static_ints,
     zeros_like,
 )
-from onnxft.graph.shapes import Dim, dims, static_dims, symbolic_count
+from onnxft.graph.shapes import dims, product, static_dims, symbolic_count
 
 SMALL_TABLE = 64
 """Up to this many rows, a product with one-hot rows is cheap, and every provider has it."""
@@ -39,7 +38,7 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     assert x is not None and indices is not None
     axis = static_axis(node, 0)
     before, after = dims(x)[:axis], dims(x)[axis + 1 :]
-    picked = _product(dims(indices))
+    picked = product(dims(indices))
     dy = reshape(op, dy, [*before, picked, *after])
     if picked == 1 and ir.convenience.get_const_tensor(indices) is not None:
         (rows,) = static_dims(x, axis, axis + 1)
@@ -64,26 +63,6 @@ def gather_elements(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return op.ScatterElements(zeros, indices, dy, axis=static_axis(node, 0), reduction="add"), None
 
 
-@vjp("ScatterElements")
-def scatter_elements(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x but for y[indices[i]] = u[i] along axis      dx = dy but for dx[indices[i]] = 0,  du[i] = dy[indices[i]]
-
-    With reduction = add: y[indices[i]] += u[i]      dx = dy,  du[i] = dy[indices[i]]
-    """
-    _, indices, updates = node.inputs
-    assert updates is not None
-    axis = static_axis(node, 0)
-    du = op.GatherElements(dy, indices, axis=axis)
-    reduction = node.attributes.get_string("reduction", "none")
-    if reduction == "add":
-        return dy, None, du
-    if reduction == "none":
-        return op.ScatterElements(dy, indices, zeros_like(op, updates), axis=axis), None, du
-    raise GradientError(
-        f"ScatterElements '{node.name}' with reduction '{reduction}' has no rule; use the reductions none or add"
-    )
-
-
 @vjp("CumSum")
 def cum_sum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = running sum of x along axis      dx = running sum of dy from the other end"""
@@ -97,9 +76,3 @@ def _one_hot(op: Op, indices: ir.Value, size: int, like: ir.Value) -> ir.Value:
     indices = op.Cast(indices, to=int(ir.DataType.INT64))
     wrapped = op.Where(op.Less(indices, 0), op.Add(indices, size), indices)
     return cast_like(op, op.Equal(wrapped, list(range(size))), like)
-
-
-def _product(shape: tuple[Dim, ...]) -> int | None:
-    """Number of values, None if a dimension is not static."""
-    static = [d for d in shape if isinstance(d, int)]
-    return math.prod(static) if len(static) == len(shape) else None

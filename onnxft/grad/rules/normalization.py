@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
+from onnxft.grad.rules.windows import Window, add_taps, taps
 from onnxft.graph.builder import Op, per_channel, static_axis
-from onnxft.graph.shapes import dims
+from onnxft.graph.shapes import dims, static_dims
 
 
 @vjp("BatchNormalization")
@@ -68,6 +69,59 @@ def instance_normalization(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     n, dx = _normalized(op, x, dn, list(range(2, rank)), node.attributes.get_float("epsilon", 1e-5))
     others = [axis for axis in range(rank) if axis != 1]
     return dx, op.ReduceSum(op.Mul(dy, n), others, keepdims=0), op.ReduceSum(dy, others, keepdims=0)
+
+
+@vjp("MeanVarianceNormalization")
+def mean_variance_normalization(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = (x - m) / d with d = s + 1e-9, s = sqrt(mean((x - m)^2)), over the axes
+
+    dx = (dy - mean(dy) - y * mean(dy * (x - m)) / s) / d, the last product 0 where s = 0
+    """
+    (x,), (y,) = node.inputs, node.outputs
+    axes = list(node.attributes.get_ints("axes", [0, 2, 3]) or [])
+    centred = op.Sub(x, op.ReduceMean(x, axes, keepdims=1))
+    s = op.Sqrt(op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1))
+    slope = op.Div(op.ReduceMean(op.Mul(dy, centred), axes, keepdims=1), op.Where(op.Equal(s, 0.0), 1.0, s))
+    dx = op.Sub(op.Sub(dy, op.ReduceMean(dy, axes, keepdims=1)), op.Mul(y, slope))
+    return (op.Div(dx, op.Add(s, 1e-9)),)
+
+
+@vjp("LpNormalization")
+def lp_normalization(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x / n with n = sum(|x|) or sqrt(sum(x * x)) along axis (p = 1, 2)
+
+    dx = (dy - sign(x) * sum(dy * y)) / n for p = 1,  (dy - y * sum(dy * y)) / n for p = 2
+
+    A zero vector stays zero, and its gradient is 0.
+    """
+    (x,), (y,) = node.inputs, node.outputs
+    axes = [static_axis(node, -1)]
+    if node.attributes.get_int("p", 2) == 1:
+        n, slope = op.ReduceL1(x, axes, keepdims=1), op.Sign(x)
+    else:
+        n, slope = op.ReduceL2(x, axes, keepdims=1), y
+    dx = op.Sub(dy, op.Mul(slope, op.ReduceSum(op.Mul(dy, y), axes, keepdims=1)))
+    zero = op.Equal(n, 0.0)
+    return (op.Where(zero, 0.0, op.Div(dx, op.Where(zero, 1.0, n))),)
+
+
+@vjp("LRN")
+def local_response_normalization(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x * s^-beta with s = bias + alpha / size * (sum of x * x over a window of channels)
+
+    dx = dy * s^-beta - 2 * alpha / size * beta * x * (sum of dy * y / s over the windows that hold x)
+    """
+    (x,), (y,) = node.inputs, node.outputs
+    assert x is not None
+    alpha, beta = node.attributes.get_float("alpha", 1e-4), node.attributes.get_float("beta", 0.75)
+    size, bias = node.attributes.get_int("size"), node.attributes.get_float("bias", 1.0)
+    (channels,) = static_dims(x, 1, 2)
+    window = Window(1, channels, channels, kernel=size, begin=(size - 1) // 2)
+    squares = taps(op, op.Mul(x, x), window)
+    s = op.Add(op.Mul(op.Sum(*squares), alpha / size), bias)
+    back = add_taps(op, [op.Div(op.Mul(dy, y), s)] * size, window)
+    through = op.Mul(op.Mul(x, back), 2.0 * alpha / size * beta)
+    return (op.Sub(op.Mul(dy, op.Pow(s, -beta)), through),)
 
 
 @vjp("Dropout")

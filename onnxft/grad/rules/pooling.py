@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.grad.rules.windows import Window, add_taps, taps, windows
-from onnxft.graph.builder import Op, constant, expand_like, reshape
+from onnxft.graph.builder import Op, constant, expand_like, reshape, static_ints
 from onnxft.graph.shapes import dims, static_dims
 
 
@@ -74,6 +74,69 @@ def _counts(w: Window, before: int, after: int) -> np.ndarray[tuple[int], np.dty
     return counts
 
 
+@vjp("LpPool")
+def lp_pool(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = (sum over the taps of |x|^p)^(1/p)      dx = sign(x) * |x|^(p - 1) * (sum over the taps of dy * y^(1 - p))
+
+    0 where y = 0. y^(1 - p) is finite elsewhere: y^p did not vanish in the forward sum.
+    """
+    (x,), (y,) = node.inputs, node.outputs
+    assert x is not None
+    p = _norm_order(node)
+    zero = op.Equal(y, 0.0)
+    dx = op.Where(zero, 0.0, op.Mul(dy, op.Pow(op.Where(zero, 1.0, y), float(1 - p))))
+    for w in reversed(windows(node, x, y, node.attributes.get_ints("kernel_shape"))):
+        dx = add_taps(op, [dx] * w.kernel, w)
+    return (op.Mul(dx, op.Mul(op.Sign(x), op.Pow(op.Abs(x), float(p - 1)))),)
+
+
+@vjp("MaxUnpool")
+def max_unpool(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = 0 but for y[indices[i]] = x[i], over the values of y in order      dx[i] = dy[indices[i]]"""
+    x, indices, *output_shape = node.inputs
+    assert x is not None
+    if output_shape and output_shape[0] is not None:
+        _refuse_padded_unpool(node, x)
+    return (op.Gather(reshape(op, dy, [None]), indices), *[None] * (len(node.inputs) - 1))
+
+
+def _refuse_padded_unpool(node: ir.Node, x: ir.Value) -> None:
+    """GradientError where an output_shape is not the one that kernel, strides and pads give."""
+    kernel = node.attributes.get_ints("kernel_shape")
+    n = len(kernel)
+    strides, pads = node.attributes.get_ints("strides") or [1] * n, node.attributes.get_ints("pads") or [0] * (2 * n)
+    own = [(s - 1) * strides[i] - pads[i] - pads[i + n] + kernel[i] for i, s in enumerate(static_dims(x, 2))]
+    given = list(static_dims(node.outputs[0], 2))
+    if given != own:
+        raise GradientError(
+            f"MaxUnpool '{node.name}' is given the output_shape {given}, where its own is {own}. The standard takes "
+            "indices for places in the latter, ONNX Runtime in the former. Leave output_shape out, and Pad after it."
+        )
+
+
+@vjp("Col2Im")
+def col2im(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = sum of the blocks that the columns of x are      dx = the blocks of dy as columns
+
+    `x` (batch, channels * taps, blocks), `y` (batch, channels, space...).
+    """
+    x = node.inputs[0]
+    assert x is not None
+    image, kernel = static_ints(node, 1) or [], static_ints(node, 2) or []
+    n = len(kernel)
+    strides = node.attributes.get_ints("strides") or [1] * n
+    dilations = node.attributes.get_ints("dilations") or [1] * n
+    pads = node.attributes.get_ints("pads") or [0] * (2 * n)
+    columns = dy
+    for i in range(n):  # (batch, channels, i taps, i outputs, space left...)
+        room = image[i] + pads[i] + pads[i + n] - dilations[i] * (kernel[i] - 1) - 1
+        outputs = room // strides[i] + 1
+        window = Window(2 + 2 * i, image[i], outputs, kernel[i], strides[i], dilations[i], pads[i])
+        parts = [op.Unsqueeze(part, [2 + i]) for part in taps(op, columns, window)]
+        columns = op.Concat(*parts, axis=2 + i) if len(parts) > 1 else parts[0]
+    return reshape(op, columns, dims(x)), None, None
+
+
 @vjp("GlobalAveragePool")
 def global_average_pool(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = sum over space of x / n      dx = dy / n"""
@@ -99,9 +162,14 @@ def global_max_pool(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 def global_lp_pool(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = (sum over space of |x|^p)^(1/p)      dx = dy * sign(x) * (|x| / y)^(p - 1), and 0 where y = 0"""
     (x,), (y,) = node.inputs, node.outputs
-    p = node.attributes.get_int("p", 2)
-    if p < 1:
-        raise GradientError(f"GlobalLpPool '{node.name}' has p = {p}; its rule needs p >= 1")
+    p = _norm_order(node)
     scale = op.Where(op.Equal(y, 0.0), 1.0, y)
     ratio = op.Pow(op.Div(op.Abs(x), scale), float(p - 1))
     return (op.Mul(dy, op.Mul(op.Sign(x), ratio)),)
+
+
+def _norm_order(node: ir.Node) -> int:
+    p = node.attributes.get_int("p", 2)
+    if p < 1:
+        raise GradientError(f"{node.op_type} '{node.name}' has p = {p}; its rule needs p >= 1")
+    return p

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.graph.builder import Op, reshape, reshape_like, swap_last_two
 from onnxft.graph.shapes import dims
@@ -61,31 +60,6 @@ def gemm(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     if not c:
         return da, db
     return da, db, None if c[0] is None else dy if beta == 1.0 else op.Mul(dy, beta)
-
-
-@vjp("Einsum")
-def einsum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = einsum("ij,jk->ik", a, b)      da = einsum("ik,jk->ij", dy, b),  db = einsum("ij,ik->jk", a, dy)
-
-    Every letter of an input must be a letter of the output or of another input, once in each term.
-    """
-    equation = node.attributes.get_string("equation").replace(" ", "")
-    terms, arrow, result = equation.partition("->")
-    letters = terms.split(",")
-    if not arrow:
-        flat = terms.replace(",", "")
-        result = "".join(sorted(letter for letter in set(flat) if flat.count(letter) == 1))
-    gradients = []
-    for i, term in enumerate(letters):
-        others = [*letters[:i], result, *letters[i + 1 :]]
-        if "." in equation or len(set(term)) < len(term) or not set(term) <= set("".join(others)):
-            raise GradientError(
-                f"Einsum '{node.name}' with the equation '{equation}' has no rule: an ellipsis, a diagonal or an "
-                "index summed within one input. Write it as MatMul, ReduceSum and Transpose."
-            )
-        factors = [*node.inputs[:i], dy, *node.inputs[i + 1 :]]
-        gradients.append(op.Einsum(*factors, equation=f"{','.join(others)}->{term}"))
-    return gradients
 
 
 def _rows(op: Op, x: ir.Value) -> ir.Value:

@@ -36,6 +36,24 @@ def reduce_extremum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return _gradients(node, op.Mul(hits, op.Div(dy, ties)))
 
 
+@vjp("ReduceProd")
+def reduce_prod(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = prod(x)      dx = dy * (product of the other x)
+
+    Not dy * y / x, which is NaN at 0: beside one zero the others get 0 and it gets the product of the others;
+    beside two or more every gradient is 0. The zeros are counted, and the product leaves them out.
+    """
+    x, dy = _x(node), _kept(op, node, dy)
+    at_zero = op.Equal(x, 0.0)
+    factors = op.Where(at_zero, 1.0, x)
+    zero = cast_like(op, at_zero, x)
+    product, zeros = factors, zero
+    if axes := over(node):
+        product, zeros = op.ReduceProd(factors, axes, keepdims=1), op.ReduceSum(zero, axes, keepdims=1)
+    others = op.Where(op.Greater(op.Sub(zeros, zero), 0.0), 0.0, op.Div(product, factors))
+    return _gradients(node, op.Mul(dy, others))
+
+
 @vjp("ReduceL1")
 def reduce_l1(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = sum(|x|)      dx = dy * sign(x)"""

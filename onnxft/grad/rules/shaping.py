@@ -20,7 +20,7 @@ from onnxft.graph.builder import (
     static_ints,
     zeros_like,
 )
-from onnxft.graph.shapes import dims, normalize_axis, static_dims
+from onnxft.graph.shapes import dims, normalize_axis, set_dims, static_dims, symbolic_count
 
 
 @vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -105,11 +105,11 @@ def pad(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def _unpad(op: Op, dy: ir.Value, axis: int, before: int, after: int, size: int, mode: str) -> ir.Value:
     """Adjoint of padding one axis of length `size`."""
-    inner = slice_axis(op, dy, axis, max(before, 0), max(before, 0) + size + min(before, 0) + min(after, 0))
+    dy = pad_axis(op, dy, axis, max(-before, 0), max(-after, 0))  # what negative pads cropped is read by nothing
+    before, after = max(before, 0), max(after, 0)
+    inner = slice_axis(op, dy, axis, before, before + size)
     if mode == "constant":
-        return pad_axis(op, inner, axis, max(-before, 0), max(-after, 0))
-    if min(before, after) < 0:
-        raise GradientError(f"Pad with mode '{mode}' and negative pads has no rule; crop with Slice before it instead")
+        return inner
     head, tail = slice_axis(op, dy, axis, 0, before), slice_axis(op, dy, axis, before + size, before + size + after)
     if mode == "edge":
         head = op.ReduceSum(head, [axis], keepdims=1) if before else head
@@ -126,6 +126,29 @@ def _unpad(op: Op, dy: ir.Value, axis: int, before: int, after: int, size: int, 
     if after:
         inner = op.Add(inner, pad_axis(op, tail, axis, size - offset - after, offset))
     return inner
+
+
+@vjp("CenterCropPad")
+def center_crop_pad(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x cropped or padded at both ends to a shape      dx = dy cropped or padded back
+
+    An odd difference leaves its half more at the end, both ways, so each undoes the other.
+    """
+    x = _x(node)
+    rank = len(dims(x))
+    axes = [normalize_axis(axis, rank) for axis in node.attributes.get_ints("axes") or range(rank)]
+    sizes = [dims(x)[axis] for axis in axes]
+    target = sizes if symbolic_count(sizes) == 0 else op.Gather(op.Shape(x), axes)
+    dx = op.CenterCropPad(dy, target, axes=axes)
+    set_dims(dx, dims(x))
+    return dx, None
+
+
+@vjp("ReverseSequence")
+def reverse_sequence(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x with its first lengths[b] values along time_axis reversed      dx = dy reversed in the same way"""
+    batch_axis, time_axis = node.attributes.get_int("batch_axis", 1), node.attributes.get_int("time_axis", 0)
+    return op.ReverseSequence(dy, node.inputs[1], batch_axis=batch_axis, time_axis=time_axis), None
 
 
 @vjp("Tile")

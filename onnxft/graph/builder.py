@@ -145,6 +145,15 @@ def static_ints(node: ir.Node, index: int, attribute: str | None = None) -> list
     """
     if attribute is not None and attribute in node.attributes:
         return list(node.attributes[attribute].as_ints())
+    array = static_array(node, index)
+    return None if array is None else [int(i) for i in array.reshape(-1)]
+
+
+def static_array(node: ir.Node, index: int) -> NDArray[Any] | None:
+    """The constant that an operator takes as its `index`-th input; None where absent.
+
+    GradientError if it is only known at run time.
+    """
     if index >= len(node.inputs) or node.inputs[index] is None:
         return None
     value = node.inputs[index]
@@ -155,7 +164,7 @@ def static_ints(node: ir.Node, index: int, attribute: str | None = None) -> list
             f"input {index} of {node.op_type} '{node.name}' ('{value.name}') is computed at run time; its rule needs "
             "a constant. Export the model with static shapes except for the batch dimension."
         )
-    return [int(i) for i in np.asarray(tensor.numpy()).reshape(-1)]
+    return np.asarray(tensor.numpy())
 
 
 def static_axis(node: ir.Node, default: int) -> int:

@@ -28,21 +28,21 @@ def conv(x, w, bias=True, pads=None, strides=None, dilations=None, group=1, same
     return Case("Conv", (x, w, (w[0],)) if bias else (x, w), torch_conv, attrs, note=note, batch=(0,))
 
 
-def transposed(x, w, pads, strides, dilations, group=1, output_padding=None, bias=True):
+def transposed(x, w, pads, strides, dilations, group=1, output_padding=None, bias=True, note="", **instead):
+    """`instead` are the attributes that say the same as `pads`."""
     rank = len(x) - 2
     extra = output_padding or [0] * rank
 
     def torch_conv(x, w, b=None):
-        y = CONV_TRANSPOSE[rank](x, w, b, strides, 0, 0, group, dilations)
-        y = functional.pad(y, [n for e in reversed(extra) for n in (0, e)]) if b is None else y
-        index = [slice(None), slice(None)]
-        for i in range(rank):
-            index.append(slice(pads[i], y.shape[i + 2] - pads[i + rank]))
-        return y[tuple(index)]
+        y = CONV_TRANSPOSE[rank](x, w, None, strides, 0, 0, group, dilations)
+        frame = [n for i in reversed(range(rank)) for n in (-pads[i], extra[i] - pads[i + rank])]
+        y = functional.pad(y, frame)  # negative pads crop
+        return y if b is None else y + b.reshape(-1, *[1] * rank)
 
-    attrs = {"pads": pads, "strides": strides, "dilations": dilations, "group": group, "output_padding": extra}
+    attrs = {"strides": strides, "dilations": dilations, "group": group, "output_padding": extra}
+    attrs |= instead or {"pads": pads}
     inputs = (x, w, (w[1] * group,)) if bias else (x, w)
-    return Case("ConvTranspose", inputs, torch_conv, attrs, batch=(0,))
+    return Case("ConvTranspose", inputs, torch_conv, attrs, note=note, batch=(0,))
 
 
 CASES = [
@@ -69,7 +69,36 @@ CASES = [
     conv((2, 3, 6, 5), (4, 3, 3, 2), strides=[2, 1], auto_pad="SAME_UPPER", same=[0, 0, 1, 1], note="SAME_UPPER"),
     conv((2, 3, 6, 5), (4, 3, 3, 2), strides=[2, 1], auto_pad="SAME_LOWER", same=[1, 1, 0, 0], note="SAME_LOWER"),
     conv((2, 3, 6, 5), (4, 3, 3, 2), auto_pad="VALID", same=[0, 0, 0, 0], note="VALID"),
+    conv((2, 4, 9), (6, 2, 3), group=2, dilations=[3], strides=[2], pads=[2, 1]),
+    conv((2, 3, 11), (6, 1, 4), group=3, strides=[3], pads=[0, 2], note="depthwise with a multiplier"),
+    conv((2, 3, 7), (4, 3, 2), strides=[4], pads=[1, 0], note="a stride wider than the kernel"),
+    conv((2, 3, 4), (5, 3, 4), note="one position"),
+    conv((2, 3, 9, 8), (3, 1, 3, 2), group=3, dilations=[2, 3], pads=[3, 1, 0, 2], note="depthwise"),
+    conv((2, 3, 9, 8), (6, 1, 2, 3), group=3, strides=[2, 3], dilations=[2, 1], pads=[1, 0, 0, 2], note="multiplier"),
+    conv((2, 4, 9, 8), (6, 2, 3, 2), group=2, strides=[2, 3], dilations=[2, 3], pads=[0, 2, 3, 1]),
+    conv((2, 4, 4, 5, 3), (6, 2, 2, 3, 2), group=2, pads=[1, 0, 1, 0, 2, 0]),
+    conv((2, 2, 5, 6, 4), (3, 2, 2, 3, 2), dilations=[2, 1, 3], strides=[1, 2, 1], bias=False),
+    conv((2, 3, 4, 5, 3), (3, 1, 3, 2, 2), group=3, strides=[2, 1, 1], pads=[1, 1, 0, 0, 0, 1], note="depthwise"),
+    conv((2, 3, 7), (4, 3, 3), strides=[3], auto_pad="SAME_UPPER", same=[1, 1], note="SAME_UPPER"),
+    conv((2, 3, 9), (4, 3, 2), strides=[4], auto_pad="SAME_UPPER", same=[0, 1], note="SAME_UPPER"),
+    conv((2, 3, 10), (4, 3, 1), strides=[4], auto_pad="SAME_LOWER", same=[0, 0], note="SAME_LOWER, positions unread"),
+    conv((2, 2, 3, 4, 5), (3, 2, 2, 3, 2), strides=[1, 2, 1], auto_pad="SAME_UPPER", same=[0, 0, 0, 1, 1, 1]),
     transposed((2, 3, 5), (3, 4, 3), [0, 0], [1], [1]),
+    transposed((2, 4, 5), (4, 3, 3), [2, 1], [2], [2], group=2, output_padding=[1], note="dilated in groups"),
+    transposed((2, 3, 5), (3, 1, 4), [1, 1], [3], [1], group=3, output_padding=[2], note="depthwise"),
+    transposed((2, 3, 5), (3, 2, 4), [1, 2], [2], [1], group=3, note="several filters a group"),
+    transposed((2, 3, 4), (3, 4, 2), [0, 1], [4], [1], note="a stride wider than the kernel"),
+    transposed((2, 3, 4, 5), (3, 4, 1, 1), [0, 0, 0, 0], [1, 1], [1, 1], note="pointwise"),
+    transposed((2, 3, 4, 5), (3, 4, 3, 3), [1, 1, 1, 1], [2, 2], [1, 1], output_padding=[1, 1], note="doubles"),
+    transposed((2, 4, 4, 5), (4, 1, 3, 2), [1, 0, 0, 1], [2, 3], [2, 1], group=4, note="dilated depthwise"),
+    transposed((2, 3, 3, 2, 4), (3, 2, 2, 3, 2), [0, 1, 0, 1, 0, 1], [2, 1, 2], [1, 1, 1], output_padding=[1, 0, 1]),
+    transposed((2, 4, 2, 3, 2), (4, 1, 2, 2, 3), [0] * 6, [2, 2, 1], [1, 2, 1], group=2),
+    transposed((2, 3, 5), (3, 4, 3), [0, 1], [2], [1], auto_pad="SAME_UPPER"),
+    transposed((2, 3, 5), (3, 4, 3), [1, 0], [2], [1], auto_pad="SAME_LOWER"),
+    transposed((2, 3, 5), (3, 4, 2), [0, 0], [3], [1], output_padding=[1], auto_pad="SAME_UPPER"),
+    transposed((2, 3, 5), (3, 4, 3), [0, 0], [2], [2], auto_pad="VALID"),
+    transposed((2, 3, 5, 4), (3, 4, 4, 2), [1, 0, 1, 0], [2, 2], [1, 1], auto_pad="SAME_LOWER", output_shape=[10, 8]),
+    transposed((2, 3, 5, 4), (3, 4, 3, 2), [0, 0, 0, 0], [2, 2], [1, 1], output_padding=[1, 0], output_shape=[12, 8]),
     transposed((2, 3, 4, 5), (3, 4, 3, 2), [1, 0, 0, 1], [2, 3], [1, 1]),
     transposed((2, 3, 4, 5), (3, 4, 3, 2), [1, 0, 1, 0], [2, 3], [1, 2], output_padding=[1, 2], bias=False),
     transposed((2, 4, 4, 5), (4, 3, 3, 2), [0, 1, 0, 1], [2, 1], [1, 1], group=2),

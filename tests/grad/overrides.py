@@ -47,17 +47,24 @@ class ConvTranspose(OpRun):
 
     op_domain = ""
 
-    def _run(self, x, w, b=None, dilations=None, group=1, output_padding=None, pads=None, strides=None, **_):
+    def _run(
+        self, x, w, b=None, auto_pad="NOTSET", dilations=None, group=1, output_padding=None, output_shape=None,
+        pads=None, strides=None, **_,
+    ):  # fmt: skip
         rank = x.ndim - 2
-        x, w, b = (None if v is None else torch.tensor(v) for v in (x, w, b))
-        y = CONV_TRANSPOSE[rank](x, w, b, strides or 1, 0, 0, group, dilations or 1)
-        pads, more = pads or [0] * 2 * rank, output_padding or [0] * rank
-        ends = [more[i] - pads[i + rank] for i in range(rank)]
-        frame = [n for i in reversed(range(rank)) for n in (-pads[i], ends[i])]
-        unread = functional.pad(y, frame)  # negative pads crop
-        if b is not None and any(more):
-            raise NotImplementedError("output_padding takes the bias, which a frame of zeros does not have")
-        return (unread.numpy(),)
+        strides, more, pads = strides or [1] * rank, output_padding or [0] * rank, pads or [0] * 2 * rank
+        y = CONV_TRANSPOSE[rank](torch.tensor(x), torch.tensor(w), None, strides, 0, 0, group, dilations or 1)
+        frame = []
+        for i, full in enumerate(y.shape[2:]):
+            length = full + more[i] - pads[i] - pads[i + rank]
+            if auto_pad.startswith("SAME"):
+                length = x.shape[i + 2] * strides[i]
+            length = output_shape[i] if output_shape else length
+            missing = max(0, full + more[i] - length)
+            begin = pads[i] if auto_pad == "NOTSET" else missing // 2 if auto_pad == "SAME_UPPER" else -(-missing // 2)
+            frame = [-begin, begin + length - full, *frame]  # negative pads crop
+        y = functional.pad(y, frame).numpy()
+        return (y if b is None else y + b.reshape(-1, *[1] * rank),)
 
 
 class Erf(OpRun):
@@ -86,6 +93,16 @@ class GlobalLpPool(OpRun):
 
     def _run(self, x: Array, p: int) -> tuple[Array]:
         return (np.sum(np.abs(x) ** p, axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
+
+
+class GridSample(OpRun):
+    """That of onnx has the names of opset 20 for the modes."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, grid: Array, mode: str, padding_mode: str, align_corners: int) -> tuple[Array]:
+        y = functional.grid_sample(torch.tensor(x), torch.tensor(grid), mode, padding_mode, bool(align_corners))
+        return (y.numpy(),)
 
 
 class LpNormalization(OpRun):
@@ -133,4 +150,4 @@ class Pad(OpRun):
         return (x,)
 
 
-ALL = [ConvTranspose, Erf, GatherElements, GlobalLpPool, LpNormalization, LpPool, LRN, Pad]
+ALL = [ConvTranspose, Erf, GatherElements, GlobalLpPool, GridSample, LpNormalization, LpPool, LRN, Pad]

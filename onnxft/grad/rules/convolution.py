@@ -10,7 +10,7 @@ from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.grad.rules.convolution_data import apart, convolution_data, pads, steps
 from onnxft.grad.rules.convolution_weight import convolution_weight
-from onnxft.grad.rules.windows import windows
+from onnxft.grad.rules.windows import Window, windows
 from onnxft.graph.builder import Op
 from onnxft.graph.shapes import dims, static_dims
 
@@ -39,13 +39,31 @@ def conv_transpose(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     assert x is not None and w is not None
     group = node.attributes.get_int("group", 1)
     over = windows(node, node.outputs[0], x, static_dims(w, 2))
-    if "output_shape" in node.attributes or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-        raise GradientError(f"ConvTranspose '{node.name}' has no rule for auto_pad and output_shape; give it pads")
+    _check_padding(node, over)
     if any(-v.end >= v.stride for v in over):
         raise GradientError(f"ConvTranspose '{node.name}' has no rule for output_padding as large as its stride")
     own, around = apart(op, w, over, group)
     dx = op.Conv(dy, own, group=group, pads=pads(around), **steps(around))
     return dx, convolution_weight(op, dy, x, w, over, group), *_bias(op, dy, b)
+
+
+def _check_padding(node: ir.Node, over: Sequence[Window]) -> None:
+    """GradientError where shape inference or another runtime would take other pads than ONNX Runtime's CPU provider.
+
+    With output_shape that provider splits the padding as the specification says, OpenVINO (2025.4) by `pads` or with
+    the odd one at the other end. With auto_pad it has outputs * stride positions, shape inference adds output_padding.
+    """
+    same = node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
+    extra = node.attributes.get_ints("output_padding") or [0] * len(over)
+    given = "output_shape" in node.attributes
+    missing = [v.extent + more - v.size for v, more in zip(over, extra, strict=True)]
+    split = any(n > 0 and not (same and n % 2 == 0) for n in missing) or any(node.attributes.get_ints("pads") or [])
+    if (given and split) or (same and not given and any(v.size != v.outputs * v.stride for v in over)):
+        shape = [v.size for v in over]
+        raise GradientError(
+            f"runtimes differ in the pads of ConvTranspose '{node.name}', whose output_shape or auto_pad asks for "
+            f"{shape} positions. Give it pads and output_padding instead."
+        )
 
 
 def _bias(op: Op, dy: ir.Value, b: Sequence[ir.Value | None]) -> list[ir.Value | None]:

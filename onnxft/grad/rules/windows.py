@@ -52,11 +52,12 @@ def windows(node: ir.Node, x: ir.Value, y: ir.Value, kernel: Sequence[int]) -> l
     strides = node.attributes.get_ints("strides") or [1] * n
     dilations = node.attributes.get_ints("dilations") or [1] * n
     pads = node.attributes.get_ints("pads") or [0] * (2 * n)
+    extra = node.attributes.get_ints("output_padding") or [0] * n
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     found = []
     for i, (size, outputs) in enumerate(zip(static_dims(x, 2), static_dims(y, 2), strict=True)):
         window = Window(i + 2, size, outputs, kernel[i], strides[i], dilations[i])
-        missing = max(0, window.extent - size)
+        missing = max(0, window.extent + extra[i] - size)
         if node.attributes.get_int("ceil_mode", 0) and (outputs - 1) * strides[i] >= size + pads[i]:
             raise GradientError(
                 f"the last window of {node.op_type} '{node.name}' starts behind its input {list(dims(x))}. Runtimes "

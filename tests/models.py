@@ -105,6 +105,28 @@ class Twins(nn.Module):
         return self.head(h + self.back(x))
 
 
+class Recurrent(nn.Module):
+    """Two recurrent layers in both directions over a sequence, read at its end, in the mean and by the last states."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool, initial: bool, reads_states: bool) -> None:
+        super().__init__()
+        self.rnn = kind(5, 6, num_layers=2, bidirectional=True, batch_first=batch_first)
+        count = 2 if kind is nn.LSTM else 1
+        self.initial = nn.ParameterList(nn.Parameter(torch.randn(4, 1, 6)) for _ in range(count if initial else 0))
+        self.reads_states = reads_states
+        self.fc = nn.Linear(24 * count if reads_states else 24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = [p + x.new_zeros(x.shape[0], 1) for p in self.initial]
+        states = None if not first else first[0] if len(first) == 1 else tuple(first)
+        y, last = self.rnn(x if self.rnn.batch_first else x.transpose(0, 1), states)
+        y = y if self.rnn.batch_first else y.transpose(0, 1)
+        if not self.reads_states:
+            return self.fc(torch.cat([y[:, -1], y.mean(1)], 1))
+        last = last if isinstance(last, tuple) else (last,)
+        return self.fc(torch.cat([s.transpose(0, 1).flatten(1) for s in last], 1))
+
+
 def mlp() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(1)
     return MLP(), (torch.randn(4, 7),)
@@ -155,3 +177,35 @@ def efficientnet() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     model._fc = nn.Linear(model._fc.in_features, 2)
     return model, (torch.randn(2, 3, 64, 64),)
+
+
+def lstm() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(8)
+    return Recurrent(nn.LSTM, batch_first=True, initial=False, reads_states=False), (torch.randn(4, 7, 5),)
+
+
+def lstm_states() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """With trained initial states; read by its last states alone."""
+    torch.manual_seed(9)
+    return Recurrent(nn.LSTM, batch_first=False, initial=True, reads_states=True), (torch.randn(4, 7, 5),)
+
+
+def lstm_long() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(10)
+    return Recurrent(nn.LSTM, batch_first=True, initial=True, reads_states=False), (torch.randn(4, 50, 5),)
+
+
+def gru() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(11)
+    return Recurrent(nn.GRU, batch_first=False, initial=True, reads_states=False), (torch.randn(4, 7, 5),)
+
+
+def gru_states() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(12)
+    return Recurrent(nn.GRU, batch_first=True, initial=False, reads_states=True), (torch.randn(4, 7, 5),)
+
+
+def rnn() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Torch's exporter writes its steps out."""
+    torch.manual_seed(13)
+    return Recurrent(nn.RNN, batch_first=True, initial=True, reads_states=False), (torch.randn(4, 7, 5),)

@@ -39,6 +39,22 @@ def builder(graph: ir.Graph) -> Op:
     return cast(Op, GraphBuilder(graph).op)
 
 
+def body(op: Op, write: Callable[..., list[ir.Value]], inputs: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> ir.Graph:
+    """A graph for an attribute such as Scan's `body`: what `write(op, *inputs)` writes and returns.
+
+    Each input is given as a value of its element type and a shape. The body may read the values around
+    it. Its constants are initializers of the outermost graph; its names differ from all names there.
+    """
+    outer = op.builder
+    scope = f"body_{outer.graph.num_nodes()}"
+    formal = [ir.val(f"{scope}.input_{i}", like.dtype, list(shape)) for i, (like, shape) in enumerate(inputs)]
+    graph = ir.Graph(formal, [], nodes=[], opset_imports=dict(outer.graph.opset_imports), name=scope)
+    inner = GraphBuilder(graph, parent=outer)
+    inner.push_module(scope)
+    graph.outputs.extend(write(cast(Op, inner.op), *formal))
+    return graph
+
+
 def add_input(op: Op, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
     """Append an input to the graph of `op`."""
     value: ir.Value = op.builder.input(name, dtype, list(shape))
@@ -96,7 +112,7 @@ def constant(op: Op, value: object, like: ir.Value) -> ir.Value:
 
 def table(op: Op, array: NDArray[Any]) -> ir.Value:
     """A constant with the element type of `array`: a mask, or a table of indices."""
-    return op.initializer(ir.tensor(array), name=f"constant_{len(op.builder.graph.initializers)}")
+    return op.initializer(ir.tensor(array), name=f"constant_{len(op.builder.root.graph.initializers)}")
 
 
 def zeros_like(op: Op, x: ir.Value) -> ir.Value:
@@ -201,6 +217,13 @@ def slice_axis(op: Op, x: ir.Value, axis: int, start: int, stop: int, step: int 
     if start == 0 and step == 1 and stop == dims(x)[axis]:
         return x
     return op.Slice(x, [start], [stop], [axis], [step])
+
+
+def split(op: Op, x: ir.Value, parts: int, axis: int) -> list[ir.Value]:
+    """`x` cut into equal parts along `axis`, which is static."""
+    if parts == 1:
+        return [x]
+    return list(cast(Sequence[ir.Value], op.Split(x, num_outputs=parts, axis=axis, _outputs=parts)))
 
 
 def flip_axis(op: Op, x: ir.Value, axis: int) -> ir.Value:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -11,7 +13,7 @@ from onnxscript import optimizer
 from onnxft.errors import ModelError
 from onnxft.graph.opset import OPSET as OPSET
 from onnxft.graph.opset import convert
-from onnxft.graph.shapes import dims, symbolic_count
+from onnxft.graph.shapes import Dim, dims, symbolic_count
 from onnxft.manifest import BATCH
 
 IR_VERSION = 10
@@ -44,6 +46,7 @@ def normalize(model: ir.Model, tensors: Collection[str]) -> None:
     )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass(data_prop=True)(model)
+    _solve_reshapes(model.graph)
     _make_reshapes_static(model.graph)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
@@ -69,6 +72,34 @@ def _name_batch(model: ir.Model) -> None:
                 value.shape = ir.Shape(
                     [BATCH if not isinstance(d, int) and d.value in names else d for d in value.shape]
                 )
+
+
+def _solve_reshapes(graph: ir.Graph) -> None:
+    """Put the size of the one dimension that a Reshape leaves open in its place, everywhere.
+
+    Inference gives (7, batch, 2, 6) reshaped to (7, batch, 2 * 6) a name for the last dimension.
+    """
+    for node in graph:
+        x, y = (node.inputs[0], node.outputs[0]) if node.op_type == "Reshape" else (None, None)
+        if x is None or y is None or x.shape is None or y.shape is None:
+            continue
+        solved = open_dimension(dims(x), dims(y))
+        if solved is None:
+            continue
+        name, size = solved
+        values = [y] if name is None else [v for n in graph for v in n.outputs if v.shape is not None]
+        for value in values:
+            value.shape = ir.Shape([size if d == name else d for d in dims(value)])
+
+
+def open_dimension(before: Sequence[Dim], after: Sequence[Dim]) -> tuple[str | None, int] | None:
+    """(name, size) of the one dimension of `after` that `before` has not, both being shapes of equally many values."""
+    given, made = (Counter(d for d in shape if not isinstance(d, int)) for shape in (before, after))
+    extra = list((made - given).elements())
+    total, rest = (math.prod(d for d in shape if isinstance(d, int)) for shape in (before, after))
+    if len(extra) != 1 or given - made or None in given or rest == 0 or total % rest:
+        return None
+    return extra[0], total // rest
 
 
 def _make_reshapes_static(graph: ir.Graph) -> None:

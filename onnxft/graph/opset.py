@@ -52,6 +52,18 @@ def convert(model: ir.Model) -> None:
     model.opset_imports[""] = OPSET
 
 
+def is_lowered(op_type: str, domain: str, version: int) -> bool:
+    """Whether `convert` writes the operator of that opset by others, so that it needs no gradient rule."""
+    if domain != "":
+        return rewrite_of(domain, op_type, OPSET) is not None
+    try:
+        since = int(onnx.defs.get_schema(op_type, version, "").since_version)
+    except onnx.defs.SchemaError:
+        return False
+    newer = since > max(OPSET, WIDENED.get(op_type, 0)) and op_type not in WITHOUT_FORM
+    return rewrite_of("", op_type, since) is not None or (newer and has_body(op_type, version))
+
+
 def _version(imports: dict[str, int], what: str) -> int:
     version = imports.get("", imports.get("ai.onnx", 0))
     newest = onnx.defs.onnx_opset_version()

@@ -66,6 +66,17 @@ SUBJECTS = {
         Subject(
             "shared_conv", models.shared_conv, "image", (6, 7, 6), "cross_entropy", 5, scale=2.0, frozen=("norms.*",)
         ),
+        *(
+            Subject(factory.__name__, factory, "x", (time, 5), "cross_entropy", 4)
+            for factory, time in (
+                (models.lstm, 7),
+                (models.lstm_states, 7),
+                (models.lstm_long, 50),
+                (models.gru, 7),
+                (models.gru_states, 7),
+                (models.rnn, 7),
+            )
+        ),
         Subject("efficientnet", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2),
         # With constant normalisation, runtimes fold it into the convolutions around it.
         Subject("efficientnet_cut", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2, frozen=("*_bn*",)),

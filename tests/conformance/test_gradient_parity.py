@@ -59,9 +59,7 @@ def errors(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> di
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", "mlp_regression", "convnet", "shared_conv", "efficientnet", "efficientnet_cut"]
-)
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_every_gradient_equals_torch(name: str, provider: str, artifact_of: Callable[..., Path]) -> None:
     if name.startswith("efficientnet"):
         pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0 is not installed here")

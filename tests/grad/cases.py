@@ -14,6 +14,7 @@ import cases_normalization
 import cases_pooling
 import cases_products
 import cases_quantization
+import cases_recurrent
 import cases_reductions
 import cases_resize
 import cases_roi_align
@@ -36,6 +37,7 @@ FAMILIES = (
     cases_pooling,
     cases_products,
     cases_quantization,
+    cases_recurrent,
     cases_reductions,
     cases_resize,
     cases_roi_align,
@@ -47,4 +49,4 @@ FAMILIES = (
 )
 ALL = [case for family in FAMILIES for case in family.CASES]
 SMOOTH = [case for case in ALL if not (case.exempt or case.float32)]
-BATCHED = [case for case in ALL if case.batch]
+BATCHED = [case for case in ALL if case.batch or case.named]

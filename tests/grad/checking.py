@@ -57,10 +57,12 @@ class Case:
     frozen: tuple[int, ...] = ()
     """Inputs of floats that have no gradient."""
     outputs: int = 1
-    read: int = 1
-    """How many of the outputs the loss reads."""
+    read: int | tuple[int, ...] = 1
+    """How many of the outputs the loss reads, or which."""
     batch: tuple[int, ...] = ()
     """Inputs whose axis 0 may be the symbolic batch."""
+    named: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
+    """Inputs with other axes that may be symbolic: {input: {axis: name}}."""
     exempt: str = ""
     """Why no finite differences are taken."""
     float32: bool = False
@@ -109,9 +111,14 @@ def forward(
     outputs = getattr(op, case.op)(*_without_trailing_none(values), **case.attrs, _outputs=case.outputs)
     outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     first = next(x for x in values if is_float(x))
-    for i, y in enumerate(outputs[: case.read]):
+    for i, y in enumerate(read(case, outputs)):
         y.shape, y.dtype = ir.Shape(_named(case, i, y)), y.dtype or first.dtype
     return op, values, outputs
+
+
+def read(case: Case, outputs: Sequence[ir.Value]) -> list[ir.Value]:
+    """The outputs that the loss reads."""
+    return [outputs[i] for i in (range(case.read) if isinstance(case.read, int) else case.read)]
 
 
 def build(case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False) -> Built:
@@ -120,7 +127,7 @@ def build(case: Case, dtype: type[np.floating[Any]], *, symbolic: bool = False) 
     graph = op.builder.graph
     first = next(x for x in values if is_float(x))
     losses = []
-    for i, y in enumerate(outputs[: case.read]):
+    for i, y in enumerate(read(case, outputs)):
         y = cast_like(op, y, first)
         dy = add_input(op, f"dy{i}", y.dtype, dims(y))
         losses.append(op.ReduceSum(op.Mul(y, dy), keepdims=0))
@@ -210,6 +217,8 @@ def _input(op: Op, case: Case, i: int, x: Array, dtype: type[np.floating[Any]], 
     shape: list[int | str] = list(x.shape)
     if symbolic and i in case.batch:
         shape[0] = "batch"
+    for axis, name in case.named.get(i, {}).items() if symbolic else ():
+        shape[axis] = name
     return add_input(op, f"x{i}", ir.DataType.from_numpy(x.dtype), shape)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
+from reference_recurrent import GRU, LSTM, RNN, Scan
 from torch.nn import functional
 
 Array = NDArray[Any]
@@ -150,4 +151,7 @@ class Pad(OpRun):
         return (x,)
 
 
-ALL = [ConvTranspose, Erf, GatherElements, GlobalLpPool, GridSample, LpNormalization, LpPool, LRN, Pad]
+ALL = [
+    ConvTranspose, Erf, GatherElements, GlobalLpPool, GridSample, GRU, LpNormalization, LpPool, LRN, LSTM, Pad, RNN,
+    Scan,
+]  # fmt: skip

@@ -6,7 +6,7 @@ import cases
 import numpy as np
 import onnx_ir as ir
 import pytest
-from checking import IR_VERSION, build, feeds, forward, forward_in_torch, run_runtime, torch_gradients
+from checking import IR_VERSION, build, feeds, forward, forward_in_torch, read, run_runtime, torch_gradients
 
 RELATIVE = 1e-4
 
@@ -24,7 +24,7 @@ def assert_agreement(case, *, symbolic):
 def test_runtime_and_torch_compute_the_same(case):
     op, _, outputs = forward(case, np.float32)
     graph = op.builder.graph
-    graph.outputs.extend(outputs[: case.read])
+    graph.outputs.extend(read(case, outputs))
     model = ir.serde.serialize_model(ir.Model(graph, ir_version=IR_VERSION))
     found = run_runtime(model, feeds(case, np.float32))
     for (name, y), expected in zip(found.items(), forward_in_torch(case), strict=True):

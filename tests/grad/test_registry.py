@@ -12,23 +12,7 @@ import pytest
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
 from onnxft.errors import GradientError
 from onnxft.grad.registry import no_gradient, not_yet, rule_for, supported_ops, vjp, without_gradient, without_rule
-
-# Rewritten to operators of opset 18 before differentiation, all but GroupNormalization newer than that.
-LOWERED = {
-    "AffineGrid",
-    "Attention",
-    "BitCast",
-    "CausalConvWithState",
-    "CumProd",
-    "Gelu",
-    "GroupNormalization",
-    "LinearAttention",
-    "RMSNormalization",
-    "RotaryEmbedding",
-    "SwiGLU",
-    "Swish",
-}
-UNDECIDED = {"GRU", "GridSample", "LSTM", "RNN", "Resize"}
+from onnxft.graph.opset import is_lowered
 
 
 def node_of(op_type, domain=""):
@@ -54,11 +38,12 @@ def test_every_declared_operator_has_a_reason(declared):
 
 def test_every_operator_of_the_standard_is_in_exactly_one_list():
     standard = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
-    lists = [set(supported_ops()), set(without_gradient()), set(without_rule()), LOWERED]
+    lists = [set(supported_ops()), set(without_gradient()), set(without_rule())]
     found = Counter(op_type for ops in lists for op_type in ops)
     assert {op_type: n for op_type, n in found.items() if n > 1} == {}
-    assert standard - found.keys() - UNDECIDED == set()
-    assert found.keys() - standard <= LOWERED  # newer than the installed onnx
+    assert found.keys() <= standard
+    newest = onnx.defs.onnx_opset_version()
+    assert [op_type for op_type in standard - found.keys() if not is_lowered(op_type, "", newest)] == []
 
 
 @pytest.mark.parametrize(

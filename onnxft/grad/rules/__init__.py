@@ -12,6 +12,7 @@ from onnxft.grad.rules import normalization as normalization
 from onnxft.grad.rules import pooling as pooling
 from onnxft.grad.rules import products as products
 from onnxft.grad.rules import quantization as quantization
+from onnxft.grad.rules import recurrent as recurrent
 from onnxft.grad.rules import reductions as reductions
 from onnxft.grad.rules import resize as resize
 from onnxft.grad.rules import roi_align as roi_align

@@ -79,6 +79,7 @@ def plan(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
+    dimensions: Mapping[str, int] | None = None,
     classes: Sequence[str] = (),
     preprocessing: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -92,8 +93,10 @@ def plan(
     loss_builder(loss)  # an unknown loss is found before the export, which may take minutes
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
     forward = export_source(
-        model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout
-    )
+        model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout,
+        dimensions=dimensions,
+    )  # fmt: skip
+    _check_dimensions(forward, dimensions or {})
     outputs = {str(v.name): v for v in forward.infer.graph.outputs}
     chosen = loss_output or next(iter(outputs))
     if chosen not in outputs:
@@ -105,8 +108,18 @@ def plan(
         forward,
         classes=tuple(classes) or forward.classes,
         preprocessing=dict(preprocessing or forward.preprocessing),
+        dimensions={**forward.dimensions, **(dimensions or {})},
     )
     return Plan(forward, select(forward, trainable, frozen), reads, described)
+
+
+def _check_dimensions(forward: Forward, dimensions: Mapping[str, int]) -> None:
+    for name, size in dimensions.items():
+        if name not in forward.dimensions:
+            known = near(name, forward.dimensions) or " It has none besides the batch (batch_size)."
+            raise ConfigError(f"'{forward.name}' has no open dimension '{name}'.{known}")
+        if size < 1:
+            raise ConfigError(f"the dimension '{name}' is {size}; it must be at least 1.")
 
 
 def export(
@@ -125,6 +138,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
+    dimensions: Mapping[str, int] | None = None,
     classes: Sequence[str] = (),
     preprocessing: Mapping[str, Any] | None = None,
     generator: Literal["native", "ort-training"] = "native",
@@ -133,8 +147,9 @@ def export(
     """Export a model as a training artifact.
 
     Args:
-        model: a torch module (left as it is), or a source string `package.module:factory` or `file.py:factory`.
-        example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}.
+        model: a torch module (left as it is), a path `model.onnx`, or a source string `package.module:factory` or
+            `file.py:factory`.
+        example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}; a file needs none.
         directory: where to write; None: `artifacts/<name of the source>`.
         trainable: globs of the parameters to train.
         frozen: globs of parameters that are not trained after all.
@@ -143,10 +158,11 @@ def export(
         optimizer: `adamw`, `adam`, `lion` or `sgd`.
         optimizer_options: `beta1`, `beta2`, `eps`; `momentum`, `nesterov`. The rest has torch's defaults.
         weight_decay: default of the sessions; None: torch's default.
-        batch_size: default rows of a step; None: those of the example.
+        batch_size: default rows of a step; None: those of the example, or 16 for a file without one.
         input_names: names of the inputs; None: the argument names of `forward`.
         output_names: names of the outputs.
         dropout: whether training keeps Dropout and other random operators.
+        dimensions: {symbolic dimension besides the batch: size that sessions use unless told otherwise}.
         classes: names of the classes, kept in the manifest.
         preprocessing: kept in the manifest for those who feed the model.
         generator: `native` (any provider) or `ort-training` (onnxruntime-training, an environment of its own).
@@ -165,7 +181,7 @@ def export(
     made = plan(
         model, example_inputs, trainable=trainable, frozen=frozen, loss=loss, loss_output=loss_output,
         optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
-        input_names=input_names, output_names=output_names, dropout=dropout, classes=classes,
+        input_names=input_names, output_names=output_names, dropout=dropout, dimensions=dimensions, classes=classes,
         preprocessing=preprocessing, name=Path(directory).name if directory is not None else None,
     )  # fmt: skip
     place = Path(directory) if directory is not None else Path("artifacts") / made.forward.name

@@ -8,17 +8,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from onnxft.errors import ArtifactError
 
 
 def write_atomically(path: Path, data: bytes | bytearray) -> None:
     """Write `data` to `path`; a crash leaves the old file or the new one, never a part."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which takes the place of `path` only when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -69,6 +77,18 @@ def recover(path: Path) -> Path:
     if not path.exists() and _previous(path).exists():
         return _previous(path)
     return path
+
+
+def weights_beside(model: Path) -> Path:
+    """Where the weights of a model lie that are too large to be in it."""
+    return model.with_name(f"{model.name}.data")
+
+
+def location_beside(model: Path) -> str:
+    """`weights_beside` as a model names it: always 300 characters, so that one can be put in the place of another."""
+    name = weights_beside(model).name
+    fill = 300 - len(name.encode())
+    return "./" * (fill // 2) + "/" * (fill % 2) + name
 
 
 def sha256(path: Path) -> str:

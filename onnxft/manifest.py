@@ -7,7 +7,8 @@ Plain frozen dataclasses, written to and read from `manifest.json`. Reading vali
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,27 @@ GraphRole = Literal[
     "gradients", "update", "train", "eval", "infer", "trunk",
     "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint",
 ]  # fmt: skip
+
+
+def dimension_size(dimension: int | str, sizes: Mapping[str, int]) -> int | None:
+    """The size of a dimension, which may be a sum of products of symbolic ones; None where one of them has no size.
+
+    >>> dimension_size("12*batch*sequence + 1", {"batch": 2, "sequence": 5})
+    121
+    """
+    if isinstance(dimension, int):
+        return dimension
+    if dimension in sizes:
+        return sizes[dimension]
+    total = 0
+    first, *others = re.split(r" ([+-]) ", dimension)
+    for sign, term in [("+", first), *zip(others[::2], others[1::2], strict=True)]:
+        factors = [int(f) if f.isdecimal() else sizes.get(f) for f in term.split("*")]
+        known = [f for f in factors if f is not None]
+        if len(known) < len(factors):
+            return None
+        total += math.prod(known) * (1 if sign == "+" else -1)
+    return total
 
 
 @dataclass(frozen=True)
@@ -244,7 +266,7 @@ class Manifest:
                 yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
             for port in graph.inputs:
                 for d in port.shape:
-                    if isinstance(d, str) and d not in (BATCH, *self.dimensions):
+                    if dimension_size(d, {BATCH: self.batch_size, **self.dimensions}) is None:
                         yield f"input '{port.name}' of graph '{role}' has the dimension '{d}', whose size is not given"
             for port in (*graph.inputs, *graph.outputs):
                 if port.parameter is not None and port.parameter not in names:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxft.cli.options import config_option, key_values
+from onnxft.cli.options import config_option, dimension_option, key_values
 
 
 @click.command("export")
@@ -41,15 +41,16 @@ from onnxft.cli.options import config_option, key_values
 @click.option(
     "--dropout/--no-dropout", default=True, show_default=True, help="Keep Dropout and other random operators."
 )
+@dimension_option("Default size of an open dimension besides the batch. Repeatable.")
 @click.option("--generator", default="native", show_default=True, metavar="NAME", help="native or ort-training.")
 @click.option("--python", metavar="PATH", help="Interpreter of the ort-training environment.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained; write nothing.")
 @config_option
 def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any) -> None:
-    """Export SOURCE (package.module:factory or file.py:factory) as a training artifact.
+    """Export SOURCE (model.onnx, package.module:factory or file.py:factory) as a training artifact.
 
-    The factory returns (torch module, example inputs). Try --dry-run first: it lists every parameter
-    and what the patterns choose.
+    A factory returns (torch module, example inputs); a .onnx file needs no torch. Try
+    --dry-run first: it lists every parameter and what the patterns choose.
     """
     from onnxft.api import plan
     from onnxft.cli.render import artifact_summary, parameter_table, say

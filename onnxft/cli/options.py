@@ -27,6 +27,21 @@ def key_values(pairs: Sequence[str]) -> dict[str, float]:
     return values
 
 
+def dimension_option(text: str) -> Callable[[F], F]:
+    """`--dimension NAME=SIZE`, repeatable; the command gets {name: size}."""
+    return click.option("--dimension", "dimensions", multiple=True, metavar="NAME=SIZE", callback=_sizes, help=text)
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> dict[str, int]:
+    sizes = {}
+    for pair in pairs:
+        name, _, size = pair.rpartition("=")
+        if not name or not size.isdecimal():
+            raise click.BadParameter(f"'{pair}' is not of the form NAME=SIZE.")
+        sizes[name] = int(size)
+    return sizes
+
+
 def config_option(command: F) -> F:
     """`--config FILE.yaml`: values for the options of the command, which flags override."""
     return click.option(
@@ -56,4 +71,6 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     for key in values:
         if key not in known:
             raise ConfigError(f"'{path}' has the unknown option '{key}'.{near(key, (n for n in known if n))}")
+    # An option that takes KEY=VALUE may be a mapping in a file, as in the saved configuration of a run.
+    values = {k: [f"{a}={b}" for a, b in v.items()] if isinstance(v, dict) else v for k, v in values.items()}
     ctx.default_map = {**(ctx.default_map or {}), **values}

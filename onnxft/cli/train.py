@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxft.cli.options import config_option
+from onnxft.cli.options import config_option, dimension_option
 from onnxft.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--clip-norm", type=float, metavar="X", help="Greatest norm of all gradients together [not clipped].")
 @click.option("--clip-value", type=float, metavar="X", help="Greatest absolute value in a gradient [not clipped].")
 @click.option("--batch-size", type=int, metavar="N", help="Rows of a batch [the artifact's].")
+@dimension_option("Size of an open dimension besides the batch [the artifact's]. Repeatable.")
 @click.option("--seed", type=int, metavar="N", help="Seed of shuffling and random masks [0].")
 @click.option("--metric", metavar="NAME", help="Chooses the best weights [balanced_accuracy; loss for values].")
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better metric [never].")
@@ -51,7 +52,7 @@ def train(
     from onnxft.training.loop import run as run_training
     from onnxft.training.progress import progress_for
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None and value != {}}
     run = run_training(
         artifact, data, given, val=val, run_dir=run_dir, resume=resume, progress=progress_for(), announce=_banner
     )

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from onnxft.errors import ModelError, ProviderError
+from onnxft.exporters.compare import compare
 from onnxft.graph.forward import Forward, Tensor
+from onnxft.graph.io import save_inference
 from onnxft.runtime.sessions import open_session
 
 
@@ -61,9 +63,10 @@ def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, to
         ModelError: an output differs, or the graph does not take another batch size.
     """
     rows = len(next(iter(examples.values())))
+    report = f"Please report it with the torch version {torch.__version__}."
     with TemporaryDirectory() as folder:
         path = Path(folder) / "infer.onnx"
-        ir.save(forward.infer, path)
+        save_inference(forward.infer, path)
         try:
             opened = open_session(path)
         except ProviderError as err:
@@ -81,24 +84,8 @@ def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, to
                 reason = str(err).splitlines()[0]
                 raise ModelError(f"the exported graph does not run with a batch of {size}: {reason}") from err
             for name, own, other in zip(forward.outputs, found, expected, strict=True):
-                _compare(name, size, own, other.numpy())
+                compare(name, own, other.numpy(), f"at batch {size}", "torch", report)
         opened.close()
-
-
-def _compare(name: str, size: int, own: np.ndarray[Any, Any], torch_value: np.ndarray[Any, Any]) -> None:
-    if own.shape != torch_value.shape:
-        raise ModelError(
-            f"output '{name}' has the shape {list(own.shape)} at batch {size}, torch gives {list(torch_value.shape)}."
-        )
-    tolerance = 1e-9 if torch_value.dtype == np.float64 else 1e-3
-    differs = own != torch_value  # a masked logit is -∞ on both sides
-    scale = max(float(np.abs(torch_value[np.isfinite(torch_value)]).max(initial=0)), 1e-6)
-    error = float(np.abs(own[differs] - torch_value[differs]).max(initial=0)) / scale
-    if not error <= tolerance:
-        raise ModelError(
-            f"output '{name}' differs from torch by {error:.1e} of its largest value at batch {size} (allowed "
-            f"{tolerance:.0e}): the export is wrong. Please report it with the torch version {torch.__version__}."
-        )
 
 
 def _flat(value: Any) -> list[torch.Tensor]:

@@ -15,16 +15,14 @@ from torch import nn
 
 from onnxft.errors import ModelError, near
 from onnxft.exporters.check import check_outputs, check_tensors
+from onnxft.exporters.naming import check_names, check_output_names, rename_inputs
+from onnxft.exporters.shapes import complete_shapes
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import OPSET, normalize
-from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS
+from onnxft.manifest import BATCH
 
 _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Layers that behave differently in training and are kept in inference behaviour: their statistics are frozen."""
-
-_RESERVED = (LABELS, SAMPLE_WEIGHTS, "step")
-"""Inputs of the training graphs that a model may have too."""
-_RESERVED_OUTPUTS = ("loss_sum", "weight_sum")
 
 
 def export_module(
@@ -52,11 +50,11 @@ def export_module(
     if not isinstance(module, nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module, not {type(module).__name__}.")
     examples, rows = _examples(module, example_inputs)
-    inputs, notes = _input_names(tuple(input_names or examples))
+    inputs, notes = rename_inputs(tuple(input_names or examples))
     if len(inputs) != len(examples):
         raise ModelError(f"input_names has {len(inputs)} names for {len(examples)} inputs.")
     tensors = state_tensors(module)
-    _check_names(inputs, tensors)
+    check_names(inputs, tensors)
     infer = _export(module, examples, inputs, output_names, training=False, tensors=tensors)
     # Nothing but tracing tells whether training behaviour differs: attention drops out without a Dropout layer.
     train = infer.clone()
@@ -137,6 +135,7 @@ def _export(
     _tie(model.graph, tensors)
     check_tensors(module, model.graph, tensors, _read_names(program))
     normalize(model, tensors)
+    complete_shapes(model, {})
     _name_outputs(model.graph, output_names)
     return model
 
@@ -171,12 +170,8 @@ def _name_outputs(graph: ir.Graph, output_names: Sequence[str] | None) -> None:
     )
     if len(names) != len(graph.outputs):
         raise ModelError(f"output_names has {len(names)} names for {len(graph.outputs)} outputs.")
-    taken = {v.name for v in graph.inputs} | set(graph.initializers) | set(_RESERVED_OUTPUTS)
+    check_output_names(names, {str(v.name) for v in graph.inputs} | set(graph.initializers))
     for value, name in zip(graph.outputs, names, strict=True):
-        if name in taken:
-            raise ModelError(
-                f"the output name '{name}' is also that of an input, a parameter or a sum: choose other output_names."
-            )
         value.name = name
 
 
@@ -207,25 +202,6 @@ def _examples(module: nn.Module, given: Any) -> tuple[dict[str, torch.Tensor], i
         raise ModelError(f"example inputs must have equally many rows, the batch first; here {rows}.")
     values = {name: value.detach() for name, value in given.items()}
     return {name: torch.cat([v, v]) if count == 1 else v for name, v in values.items()}, count
-
-
-def _input_names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the inputs, those renamed that the training graphs use themselves, and a note on each."""
-    renamed = tuple(f"{n}_input" if n in _RESERVED else n for n in names)
-    notes = (f"the model input '{a}' is called '{b}' here" for a, b in zip(names, renamed, strict=True) if a != b)
-    return renamed, tuple(notes)
-
-
-def _check_names(inputs: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """A graph has one value of each name: inputs, and parameters under their own names."""
-    for name in inputs:
-        if name in tensors or inputs.count(name) > 1:
-            raise ModelError(f"the input name '{name}' is also that of a parameter or input: choose other input_names.")
-    for name in _RESERVED:
-        if name in tensors:
-            raise ModelError(
-                f"the parameter or buffer '{name}' has the name of an input of training graphs: rename it."
-            )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,34 @@ def export_source(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
+    dimensions: Mapping[str, int] | None = None,
 ) -> Forward:
-    """Export a torch module, or what a source string names: `package.module:factory` or `file.py:factory`.
+    """Export a torch module, or what a source names: a `.onnx` file, `package.module:factory` or `file.py:factory`.
 
     Args:
-        model: the module, or the string.
-        example_inputs: for a module, see `export_module`.
+        model: the module, a path or the string.
+        example_inputs: for a module, see `export_module`; for a file, see `export_file`.
         name: of the model; None takes that of the factory or of the module's class.
         input_names: names of the inputs in the graphs; None takes forward's argument names.
         output_names: names of the outputs.
         dropout: whether the training graph keeps Dropout and other random operators.
+        dimensions: {symbolic dimension besides the batch: its default size}
 
     Raises:
         ModelError: the source does not exist or cannot be exported, or the export does not equal it.
     """
+    if isinstance(model, str | Path) and Path(model).suffix == ".onnx":
+        from onnxft.exporters.onnx_file import export_file
+
+        return export_file(
+            Path(model),
+            example_inputs,
+            name=name,
+            input_names=input_names,
+            output_names=output_names,
+            dropout=dropout,
+            dimensions=dimensions,
+        )
     from onnxft.exporters.factory import load_factory
     from onnxft.exporters.pytorch import export_module
 

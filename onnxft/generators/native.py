@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxft.files import new_directory
 from onnxft.generators.describe import describe
 from onnxft.graph.forward import Forward
-from onnxft.graph.io import save_embedded, save_model, save_weights
+from onnxft.graph.io import save_inference, save_model, save_weights
 from onnxft.manifest import FROZEN_FILE, PARAMETERS_FILE, GraphFile, GraphRole, Loss, Manifest, Optimizer
 from onnxft.step.build import build_step
 from onnxft.step.select import Selection
@@ -40,7 +40,7 @@ def generate(
         for role, graph in step.items():
             save_model(graph.model, folder / f"{role}.onnx", places)
             graphs[role] = GraphFile(f"{role}.onnx", graph.inputs, graph.outputs)
-        ranges = save_embedded(forward.infer, folder / "infer.onnx")
+        ranges = save_inference(forward.infer, folder / "infer.onnx")
         graphs["infer"] = GraphFile("infer.onnx")
         return describe(
             folder, forward, selection, loss, optimizer,

@@ -28,7 +28,7 @@ from onnxft.generators import ort_training_worker
 from onnxft.generators.describe import describe
 from onnxft.generators.ort_training_lowering import lower
 from onnxft.graph.forward import Forward
-from onnxft.graph.io import save_embedded
+from onnxft.graph.io import save_inference
 from onnxft.graph.shapes import Dim, dims
 from onnxft.manifest import LABELS, GraphFile, GraphRole, Loss, Manifest, Optimizer, Port, Role
 from onnxft.step.losses import label_type
@@ -84,7 +84,7 @@ def generate(
     interpreter = find_python(python)
     with new_directory(directory) as folder:
         versions = _run_worker(interpreter, model, request, folder)
-        ranges = save_embedded(forward.infer, folder / "infer.onnx")
+        ranges = save_inference(forward.infer, folder / "infer.onnx")
         graphs: dict[GraphRole, GraphFile] = {
             "ort_training": GraphFile("training_model.onnx", inputs, provider="cpu"),
             "ort_eval": GraphFile("eval_model.onnx", inputs, outputs, provider="cpu"),
@@ -188,7 +188,7 @@ def _run_worker(python: str, model: ir.Model, request: Mapping[str, Any], folder
     with tempfile.TemporaryDirectory() as scratch:
         names = ("forward.onnx", "request.json", "answer.json")
         forward_file, request_file, answer_file = (Path(scratch) / name for name in names)
-        ir.save(model, forward_file)
+        save_inference(model, forward_file)
         full = {**request, "model": str(forward_file), "directory": str(folder.resolve())}
         request_file.write_text(json.dumps(full), encoding="utf-8")
         # Isolated (-I), so that packages on this environment's PYTHONPATH do not reach the other.

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
-from onnxft.errors import ModelError
 from onnxft.grad.registry import supported_ops, without_gradient, without_rule
+from onnxft.graph.load import read_model
 
 Status = Literal["rule", "by nature", "not yet", "other domain"]
 
@@ -37,7 +35,7 @@ def coverage(path: Path) -> tuple[Coverage, ...]:
     Raises:
         ModelError: the file is missing or holds no ONNX model.
     """
-    model = _load(path)
+    model = read_model(path)
     own = {(f.domain, f.name) for f in model.functions.values()}
     counts: Counter[tuple[str, str]] = Counter()
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
@@ -58,18 +56,3 @@ def _status(op_type: str, domain: str) -> tuple[Status, str]:
         return "rule", ""
     reason = without_gradient().get(op_type)
     return ("not yet", without_rule().get(op_type, "")) if reason is None else ("by nature", reason)
-
-
-def _load(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ModelError(f"the model file '{path}' does not exist.")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except DecodeError as err:
-        raise ModelError(f"'{path}' is not an ONNX model: {err}.") from err
-    # Many other files parse as a protobuf message whose every field is unknown.
-    if not proto.graph.node or not proto.opset_import:
-        raise ModelError(f"'{path}' is not an ONNX model: it has no graph, or names no opset.")
-    model: ir.Model = ir.from_proto(proto)
-    return model

@@ -4,33 +4,53 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
-from safetensors.numpy import save
 
 from onnxft.errors import ModelError
-from onnxft.files import write_atomically
+from onnxft.files import location_beside, new_file, weights_beside, write_atomically
 from onnxft.manifest import ByteRange
 
-_PROTOBUF_LIMIT = 2**31 - 1
+_PROTOBUF_LIMIT = 2**31 - 2**24
+"""Bytes of weights that a file of at most 2 GiB holds beside its graph."""
+
+
+_SAFETENSORS = {
+    ir.DataType.DOUBLE: "F64", ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.INT64: "I64", ir.DataType.INT32: "I32", ir.DataType.INT16: "I16", ir.DataType.INT8: "I8",
+    ir.DataType.UINT64: "U64", ir.DataType.UINT32: "U32", ir.DataType.UINT16: "U16", ir.DataType.UINT8: "U8",
+    ir.DataType.BOOL: "BOOL",
+}  # fmt: skip
 
 
 def save_weights(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, ByteRange]:
-    """Write a safetensors file and return where each tensor's bytes lie in it."""
-    data = save({name: tensor.numpy() for name, tensor in tensors.items()})
-    write_atomically(path, data)
-    (header_size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + header_size])
-    start = 8 + header_size
-    return {
-        name: ByteRange(
-            path.name, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    """Write a safetensors file, one tensor after the other, and return where each one's bytes lie in it."""
+    # The format wants each tensor aligned to its element, so those with large elements come first.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, dict[str, object]] = {}
+    offsets, position = {}, 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _SAFETENSORS:
+            raise ModelError(f"'{name}' has the type {tensor.dtype}, which a weights file cannot hold.")
+        offsets[name] = (position, position + tensor.nbytes)
+        header[name] = {
+            "dtype": _SAFETENSORS[tensor.dtype],
+            "shape": [int(d) for d in tensor.numpy().shape],
+            "data_offsets": offsets[name],
+        }
+        position += tensor.nbytes
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with new_file(path) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name in names:
+            file.write(tensors[name].tobytes())
+    start = 8 + len(head)
+    return {name: ByteRange(path.name, start + begin, end - begin) for name, (begin, end) in offsets.items()}
 
 
 def save_model(model: ir.Model, path: Path, places: Mapping[str, ByteRange]) -> None:
@@ -38,7 +58,7 @@ def save_model(model: ir.Model, path: Path, places: Mapping[str, ByteRange]) -> 
 
     `model` itself is not changed.
     """
-    copy = model.clone()
+    copy = _in_memory(model, places)
     for name, value in copy.graph.initializers.items():
         if name in places and value.const_value is not None:
             place, tensor = places[name], value.const_value
@@ -48,22 +68,59 @@ def save_model(model: ir.Model, path: Path, places: Mapping[str, ByteRange]) -> 
     write_atomically(path, _serialize(copy, path))
 
 
-def save_embedded(model: ir.Model, path: Path) -> dict[str, ByteRange]:
-    """Write a graph with its weights inside, and return where each initializer's bytes lie in the file."""
-    data = _serialize(model, path)
-    write_atomically(path, data)
-    return {name: ByteRange(path.name, start, length) for name, start, length in _raw_data(data)}
+def save_inference(model: ir.Model, path: Path) -> dict[str, ByteRange]:
+    """Write a graph with its weights, and return where the bytes of each float initializer lie.
+
+    They are inside the file where that can hold them, else in a file beside it (`weights_beside`).
+    """
+    if _weight_bytes(model) < _PROTOBUF_LIMIT:
+        data = _serialize(_in_memory(model, ()), path)
+        write_atomically(path, data)
+        return {name: ByteRange(path.name, start, length) for name, start, length in _raw_data(data)}
+    initializers = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+    weights = {name: t for name, t in initializers.items() if t.dtype.is_floating_point() and t.dtype in _SAFETENSORS}
+    places = save_weights(weights_beside(path), weights)
+    save_model(model, path, {name: replace(place, file=location_beside(path)) for name, place in places.items()})
+    return places
+
+
+def _in_memory(model: ir.Model, external: Collection[str]) -> ir.Model:
+    """A copy in which every tensor is raw data in memory, but for the initializers named in `external`."""
+    copy: ir.Model = model.clone()
+    for graph in copy.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None and not (graph is copy.graph and name in external):
+                value.const_value = _raw(value.const_value)
+    for node in ir.traversal.RecursiveGraphIterator(copy.graph):
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes.add(ir.AttrTensor(attribute.name, _raw(attribute.value)))
+    return copy
+
+
+def _raw(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype == ir.DataType.STRING:
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=tensor.name)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    """Bytes of the initializers that a file of the model would hold."""
+    return sum(
+        v.const_value.nbytes
+        for graph in model.graphs()
+        for v in graph.initializers.values()
+        if v.const_value is not None
+    )
 
 
 def _serialize(model: ir.Model, path: Path) -> bytes:
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     external = sum(
         v.const_value.nbytes for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
     )
-    if size - external >= _PROTOBUF_LIMIT:
-        raise ModelError(
-            f"'{path.name}' would hold {size - external:,} bytes of weights; a protobuf file holds less than 2 GiB."
-        )
+    size = _weight_bytes(model) - external
+    if size >= _PROTOBUF_LIMIT:
+        raise ModelError(f"'{path.name}' would hold {size:,} bytes of weights; a protobuf file holds less than 2 GiB.")
     return bytes(ir.to_proto(model).SerializeToString())
 
 

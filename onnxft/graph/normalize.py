@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -13,7 +11,7 @@ from onnxscript import optimizer
 from onnxft.errors import ModelError
 from onnxft.graph.opset import OPSET as OPSET
 from onnxft.graph.opset import convert
-from onnxft.graph.shapes import Dim, dims, symbolic_count
+from onnxft.graph.shapes import dims
 from onnxft.manifest import BATCH
 
 IR_VERSION = 10
@@ -21,12 +19,13 @@ _FOLDED_SIZE = 1 << 16
 """Values of at most this many elements are folded: shape arithmetic and small tables, not copies of weights."""
 
 
-def normalize(model: ir.Model, tensors: Collection[str]) -> None:
+def normalize(model: ir.Model, tensors: Collection[str], *, dropout: bool = False) -> None:
     """Bring `model` to the internal form, in place.
 
     Functions are inlined, any opset that is read becomes 18, constants become initializers, shape
     arithmetic is folded, the batch dimension is called `batch`, shapes are inferred. Initializers
-    named in `tensors` keep name and value, and are never merged: not even when two are equal.
+    named in `tensors` keep name and value, and are never merged: not even when two are equal. With
+    `dropout`, Dropout in inference form becomes active instead of going.
 
     Raises:
         ModelError: the opset is not read, an operator has no form in opset 18, or an input has a first
@@ -35,6 +34,8 @@ def normalize(model: ir.Model, tensors: Collection[str]) -> None:
     convert(model)
     model.ir_version = IR_VERSION
     _name_batch(model)
+    if dropout:
+        _activate_dropout(model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     kept = set(tensors)
     optimizer.fold_constants(
@@ -46,8 +47,7 @@ def normalize(model: ir.Model, tensors: Collection[str]) -> None:
     )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass(data_prop=True)(model)
-    _solve_reshapes(model.graph)
-    _make_reshapes_static(model.graph)
+    make_reshapes_static(model.graph)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
@@ -74,50 +74,47 @@ def _name_batch(model: ir.Model) -> None:
                 )
 
 
-def _solve_reshapes(graph: ir.Graph) -> None:
-    """Put the size of the one dimension that a Reshape leaves open in its place, everywhere.
-
-    Inference gives (7, batch, 2, 6) reshaped to (7, batch, 2 * 6) a name for the last dimension.
-    """
-    for node in graph:
-        x, y = (node.inputs[0], node.outputs[0]) if node.op_type == "Reshape" else (None, None)
-        if x is None or y is None or x.shape is None or y.shape is None:
-            continue
-        solved = open_dimension(dims(x), dims(y))
-        if solved is None:
-            continue
-        name, size = solved
-        values = [y] if name is None else [v for n in graph for v in n.outputs if v.shape is not None]
-        for value in values:
-            value.shape = ir.Shape([size if d == name else d for d in dims(value)])
+def _activate_dropout(graph: ir.Graph) -> None:
+    """Put every Dropout into training mode."""
+    training = ir.Value(
+        name="dropout.training_mode",
+        const_value=ir.tensor(True),
+        shape=ir.Shape([]),
+        type=ir.TensorType(ir.DataType.BOOL),
+    )
+    nodes = [node for node in graph if node.op_type == "Dropout"]
+    if nodes:
+        graph.register_initializer(training)
+    for node in nodes:
+        node.resize_inputs(3)
+        node.replace_input_with(2, training)
 
 
-def open_dimension(before: Sequence[Dim], after: Sequence[Dim]) -> tuple[str | None, int] | None:
-    """(name, size) of the one dimension of `after` that `before` has not, both being shapes of equally many values."""
-    given, made = (Counter(d for d in shape if not isinstance(d, int)) for shape in (before, after))
-    extra = list((made - given).elements())
-    total, rest = (math.prod(d for d in shape if isinstance(d, int)) for shape in (before, after))
-    if len(extra) != 1 or given - made or None in given or rest == 0 or total % rest:
-        return None
-    return extra[0], total // rest
+def make_reshapes_static(graph: ir.Graph, names: Collection[str] = ()) -> None:
+    """Give Reshapes a constant target where all but one of the symbolic dimensions are copied from the input (0).
 
-
-def _make_reshapes_static(graph: ir.Graph) -> None:
-    """Give each Reshape whose result has one symbolic dimension a constant target with one -1.
-
-    The run-time arithmetic behind the old target then has no reader and goes.
+    The run-time arithmetic behind the old target then has no reader and goes. Equal names mean equal
+    sizes only for those in `names`: others may come from inferences that do not know each other.
     """
     for node in list(graph):
-        if node.op_type != "Reshape" or node.outputs[0].shape is None:
+        if node.op_type != "Reshape" or node.outputs[0].shape is None or node.inputs[0] is None:
+            continue
+        old = node.inputs[1]
+        if old is None or old.const_value is not None:
             continue
         shape = dims(node.outputs[0])
-        target = node.inputs[1]
-        if target is None or target.const_value is not None or symbolic_count(shape) > 1:
+        source = dims(node.inputs[0]) if node.inputs[0].shape is not None else ()
+        target = [d if isinstance(d, int) else -1 for d in shape]
+        if target.count(-1) > 1 and 0 not in target:
+            pairs = zip(target, shape, (*source, *[None] * len(shape)), strict=False)
+            target = [0 if isinstance(d, str) and d == s and d in names else t for t, d, s in pairs]
+        if target.count(-1) > 1:
             continue
-        tensor = ir.tensor([d if isinstance(d, int) else -1 for d in shape], dtype=ir.DataType.INT64)
+        if 0 in target and 0 not in shape:  # it means copy
+            node.attributes.pop("allowzero", None)
         value = ir.Value(
             name=f"{node.outputs[0].name}.shape",
-            const_value=tensor,
+            const_value=ir.tensor(target, dtype=ir.DataType.INT64),
             shape=ir.Shape([len(shape)]),
             type=ir.TensorType(ir.DataType.INT64),
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from onnxft.errors import DataError, near
-from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Distribution, Loss, Port
+from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Distribution, Loss, Port, dimension_size
 from onnxft.runtime.engine import Array, Arrays
 
 
@@ -94,7 +94,13 @@ def parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
 
 def fixed_shape(port: Port, sizes: Mapping[str, int]) -> list[int]:
     """The shape of a port in a session that fixes the symbolic dimensions to `sizes`."""
-    return [d if isinstance(d, int) else sizes[d] for d in port.shape]
+    return [_size(d, sizes) for d in port.shape]
+
+
+def _size(dimension: int | str, sizes: Mapping[str, int]) -> int:
+    size = dimension_size(dimension, sizes)
+    assert size is not None, "a manifest has no input with a dimension of unknown size"
+    return size
 
 
 def without_labels(ports: tuple[Port, ...], rows: int, sizes: Mapping[str, int], *, weights: bool) -> dict[str, Array]:
@@ -139,8 +145,7 @@ def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_
         scale = " Pictures are scaled by you, as the model was trained." if array.dtype == np.uint8 else ""
         raise DataError(f"'{name}' has the element type {array.dtype}, the model takes {target}: convert it.{scale}")
     if array.ndim != len(port.shape) or any(
-        d != BATCH and (sizes[d] if isinstance(d, str) else d) != n
-        for d, n in zip(port.shape, array.shape, strict=True)
+        d != BATCH and _size(d, sizes) != n for d, n in zip(port.shape, array.shape, strict=True)
     ):
         raise DataError(f"'{name}' has the shape {list(array.shape)}, {_spell(port, sizes)}.")
     with np.errstate(over="ignore"):  # what becomes infinite is found below
@@ -155,7 +160,7 @@ def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_
 
 
 def _spell(port: Port, sizes: Mapping[str, int]) -> str:
-    fixed = {d: sizes[d] for d in port.shape if isinstance(d, str) and d != BATCH}
+    fixed = {d: _size(d, sizes) for d in port.shape if isinstance(d, str) and d != BATCH}
     here = "".join(f"; this session fixes '{d}' to {n} (dimensions)" for d, n in fixed.items())
     return f"the model takes {list(port.shape)}{here}"
 

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from onnxft.errors import ArtifactError
-from onnxft.files import write_atomically
-from onnxft.manifest import Manifest
+from onnxft.files import location_beside, new_file, weights_beside, write_atomically
+from onnxft.manifest import ByteRange, Manifest
 from onnxft.runtime.engine import Arrays
 
 
 def write_inference_model(directory: Path, manifest: Manifest, parameters: Arrays, path: Path) -> None:
     """Copy the inference model of an artifact to `path` with `parameters` at their recorded byte ranges.
 
+    Where its weights lie in a file beside it, so do those of the copy: `model.onnx.data` beside `model.onnx`.
+
     Raises:
         ArtifactError: a parameter has no range, or its bytes do not have the recorded length.
     """
     source = directory / manifest.graph("infer").file
-    data = bytearray(source.read_bytes())
-    for parameter in manifest.parameters:
-        where = parameter.inference
-        if where is None or where.file != source.name:
-            raise ArtifactError(
-                f"'{parameter.name}' has no place in the inference model of '{manifest.name}'. Export it again."
-            )
-        value = np.ascontiguousarray(parameters[parameter.name])
+    places = {p.name: _place(p.name, p.inference, source, manifest) for p in manifest.parameters}
+    if all(place.file == source.name for place in places.values()):
+        with new_file(path) as file:
+            _copy(source, file, places, parameters)
+        return
+    with new_file(weights_beside(path)) as file:
+        _copy(weights_beside(source), file, places, parameters)
+    old, new = (location_beside(p).encode() for p in (source, path))
+    write_atomically(path, source.read_bytes().replace(old, new))
+
+
+def _place(name: str, place: ByteRange | None, source: Path, manifest: Manifest) -> ByteRange:
+    if place is None or place.file not in (source.name, weights_beside(source).name):
+        raise ArtifactError(f"'{name}' has no place in the inference model of '{manifest.name}'. Export it again.")
+    return place
+
+
+def _copy(source: Path, target: BinaryIO, places: Mapping[str, ByteRange], parameters: Arrays) -> None:
+    """Copy a file and put the bytes of each parameter in their place."""
+    with source.open("rb") as file:
+        shutil.copyfileobj(file, target)
+    size = target.tell()
+    for name, place in places.items():
+        value = np.ascontiguousarray(parameters[name])
         raw = value.astype(value.dtype.newbyteorder("<")).tobytes()
-        if len(raw) != where.length or where.offset + where.length > len(data):
-            raise ArtifactError(
-                f"'{parameter.name}' has {len(raw)} bytes, its place in {source.name} has {where.length}."
-            )
-        data[where.offset : where.offset + where.length] = raw
-    write_atomically(path, data)
+        if len(raw) != place.length or place.offset + place.length > size:
+            raise ArtifactError(f"'{name}' has {len(raw)} bytes, its place in {place.file} has {place.length}.")
+        target.seek(place.offset)
+        target.write(raw)

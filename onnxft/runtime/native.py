@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from onnxft.errors import ArtifactError
-from onnxft.manifest import BATCH, PARAMETERS_FILE, GraphFile, GraphRole, Manifest, Port
+from onnxft.manifest import BATCH, PARAMETERS_FILE, GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.runtime.buffers import BoundRunner, BoundStore, Runner, ValueRunner, ValueStore, key_of
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.providers import provider, runtime
@@ -142,11 +142,14 @@ class NativeEngine:
 
     def _open(self, role: GraphRole) -> OpenSession:
         if role not in self._sessions:
+            graph = self.manifest.graph(role)
+            # A random input may have `batch*sequence` rows, which the runtime takes for another dimension.
+            composed = {d: dimension_size(d, self.dimensions) for p in graph.inputs for d in p.shape}
             self._sessions[role] = open_session(
-                self._directory / self.manifest.graph(role).file,
+                self._directory / graph.file,
                 self._name,
                 threads=self._threads,
-                dimensions=self.dimensions,
+                dimensions={**self.dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
                 options=self._options,
             )
         return self._sessions[role]

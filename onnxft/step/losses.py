@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxft.errors import ModelError, near
 from onnxft.graph.builder import Op, expand_like, reshape
 from onnxft.graph.shapes import Dim, dims, static_dims
-from onnxft.manifest import Loss
+from onnxft.manifest import BATCH, Loss
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,18 @@ def loss_builder(kind: str) -> LossBuilder:
 def describe_loss(kind: str, output: ir.Value) -> Loss:
     """The manifest's record of a loss on `output`."""
     loss_builder(kind)
+    shape = dims(output)
+    if len(shape) == 0 or shape[0] != BATCH:
+        raise ModelError(
+            f"a loss reads one row of its output for each row of the batch; '{output.name}' has the shape "
+            f"{list(shape)}. Choose another output (--loss-output)."
+        )
     if kind != "cross_entropy":
         return Loss("mse", str(output.name))
-    shape = dims(output)
     if len(shape) < 2 or not isinstance(shape[1], int):
         raise ModelError(
             f"cross entropy reads logits of shape (batch, classes, ...); the output '{output.name}' has {list(shape)}. "
-            "Choose another output or --loss mse."
+            "Choose another output (--loss-output) or --loss mse, or export the model with a head that gives logits."
         )
     return Loss("cross_entropy", str(output.name), shape[1])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class TrainConfig:
     """Seed of shuffling and of random masks."""
     batch_size: int | None = None
     """Rows of one batch; None: what the artifact was exported with."""
+    dimensions: dict[str, int] = field(default_factory=dict)
+    """{symbolic dimension besides the batch: its size}; those not named keep what the artifact was exported with."""
     provider: str = "cpu"
     """Execution provider that runs the graphs."""
     threads: int | None = None
@@ -57,6 +59,9 @@ class TrainConfig:
             raise ConfigError(f"unknown metric {self.metric!r}.{near(self.metric, BETTER)}")
         for name in ("epochs", "accumulate", "batch_size", "threads", "patience"):
             _require(self, name, "at least 1", lambda v: v >= 1)
+        for dimension, size in self.dimensions.items():
+            if size < 1:
+                raise ConfigError(f"the dimension '{dimension}' is {size}, it must be at least 1.")
         for name in ("lr", "clip_norm", "clip_value"):
             _require(self, name, "a finite number above 0", lambda v: 0 < v < math.inf)
         _require(self, "weight_decay", "a finite number, at least 0", lambda v: 0 <= v < math.inf)

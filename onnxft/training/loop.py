@@ -112,6 +112,7 @@ def run(
         effective.provider,
         threads=effective.threads,
         batch_size=effective.batch_size,
+        dimensions=effective.dimensions,
         seed=effective.seed,
     ) as session:
         if announce is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from onnx_models import random, save
 
 import onnxft
 from onnxft.api import Plan
@@ -151,6 +152,40 @@ def test_each_kind_of_error_has_its_exit_code(
     assert words in done.err
     assert "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["missing.onnx"], ExitStatus.MODEL, "the model file 'missing.onnx' does not exist"),
+        (["net.onnx", "--dimension", "s"], ExitStatus.USAGE, "'s' is not of the form NAME=SIZE"),
+        (["net.onnx"], ExitStatus.MODEL, "--dimension s=64"),
+        (["net.onnx", "--dimension", "t=3"], ExitStatus.CONFIG, "no open dimension 't'"),
+        (
+            ["net.onnx", "--dimension", "s=3", "--train", "u", "--loss", "mse"],
+            ExitStatus.MODEL,
+            "'u' matches no parameter of 'net'",
+        ),
+        ([MLP, "--dimension", "s=3"], ExitStatus.CONFIG, "'mlp' has no open dimension 's'"),
+    ],
+)
+@pytest.mark.usefixtures("exported_before")
+def test_what_goes_wrong_with_a_file(
+    arguments: list[str], code: int, words: str, onnxft_command: Command, tmp_path: Path
+) -> None:
+    save("g (float[N,s,3] x) => (float[N,s,2] y) { y = MatMul(x, w) }", tmp_path / "net.onnx", w=random(3, 2))
+    done = onnxft_command("export", *arguments)
+    assert done.code == code
+    assert words in done.err
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_file_and_its_dimensions(onnxft_command: Command, tmp_path: Path) -> None:
+    save("g (float[N,s,3] x) => (float[N,s,2] y) { y = MatMul(x, w) }", tmp_path / "net.onnx", w=random(3, 2))
+    Path("c.yaml").write_text("dimensions: {s: 4}\nloss: mse\n", encoding="utf-8")
+    done = onnxft_command("export", "net.onnx", "--config", "c.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert Manifest.load(tmp_path / "artifacts" / "net").dimensions == {"s": 4}
 
 
 def test_an_operator_without_rule_ends_with_its_code(onnxft_command: Command, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def shown(*arguments: object) -> list[str]:
         (
             "twins",
             {"optimizer": "sgd", "batch_size": 5},
-            ["Optimizer sgd, momentum=0, weight_decay=0", "embed.weight = back.weight 6 × 7 float32 default 42"],
+            ["Optimizer sgd, momentum=0, nesterov=0, weight_decay=0", "embed.weight = back.weight 6 × 7 float32 default 42"],
         ),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import models
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -15,6 +16,7 @@ import onnxft
 from onnxft.api import Plan, plan
 from onnxft.errors import ArtifactError, ConfigError, GradientError, ModelError, OnnxftError
 from onnxft.exporters.pytorch import export_module
+from onnxft.graph.normalize import normalize
 from onnxft.graph.shapes import dims
 from onnxft.manifest import BATCH, Manifest
 
@@ -285,6 +287,19 @@ def test_dropout_without_a_dropout_layer_is_kept_for_training() -> None:
     assert "Dropout" in {node.op_type for node in forward.train.graph}
     assert "Dropout" not in {node.op_type for node in forward.infer.graph}
     assert "Dropout" not in {node.op_type for node in export_module(attention, (x, x, x), dropout=False).train.graph}
+
+
+def test_dimensions_that_inference_loses_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(model: ir.Model, *args: Any) -> None:
+        normalize(model, *args)
+        for node in model.graph:
+            if node.op_type == "Tanh":
+                node.outputs[0].shape = ir.Shape([None, None])
+
+    monkeypatch.setattr("onnxft.exporters.pytorch.normalize", forgetful)
+    forward = export_module(models.mlp()[0], models.mlp()[1])
+    for model in (forward.train, forward.infer):
+        assert [dims(n.outputs[0]) for n in model.graph if n.op_type == "Tanh"] == [(BATCH, 11)]
 
 
 class Masked(nn.Module):

@@ -18,8 +18,7 @@ from onnxft.api import Plan
 from onnxft.errors import ModelError
 from onnxft.exporters.check import check_tensors
 from onnxft.exporters.pytorch import export_module, state_tensors
-from onnxft.graph.normalize import OPSET, normalize, open_dimension
-from onnxft.graph.shapes import dims
+from onnxft.graph.normalize import OPSET, normalize
 from onnxft.manifest import BATCH, Manifest
 from onnxft.runtime.session import TrainSession
 
@@ -136,38 +135,3 @@ def test_a_changed_value_is_refused(change: Callable[[Any], Any], words: str) ->
         check_tensors(module, model.graph, state_tensors(module), {"weight", "running_var"})
     assert "the export changed 'running_var'" in str(err.value)
     assert words in str(err.value)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "found"),
-    [
-        ((7, "batch", 2, 6), (7, "batch", "unk"), ("unk", 12)),
-        (("batch", 2, 6), ("unk", "batch"), ("unk", 12)),
-        (("batch", 6), ("batch", None, 2), (None, 3)),
-        (("batch", "time", 6), ("time", "batch", "unk", 3), ("unk", 2)),
-        (("batch", 6), ("unk", 3), None),
-        (("batch", 6), ("batch", "a", "b"), None),
-        (("batch", 6), ("batch", 6), None),
-        (("batch", 6), ("batch", "unk", 4), None),
-        (("batch", 6), ("batch", "unk", 0), None),
-        ((None, 6), (None, "unk", 3), None),
-    ],
-)
-def test_the_open_dimension_of_a_reshape_follows_from_the_number_of_values(before: Any, after: Any, found: Any) -> None:
-    assert open_dimension(before, after) == found
-
-
-def test_a_reshape_with_an_open_dimension_becomes_static() -> None:
-    model = ir.from_onnx_text(
-        """<ir_version: 10, opset_import: ["": 18]>
-        g (float[rows, 2, 6] x) => (float[rows, open] z) <int64[1] rest = {-1}> {
-            s = Shape <start = 0, end = 1> (x)
-            target = Concat <axis = 0> (s, rest)
-            y = Reshape (x, target)
-            z = Relu (y)
-        }"""
-    )
-    normalize(model, ())
-    reshape, relu = model.graph
-    assert (reshape.op_type, relu.op_type) == ("Reshape", "Relu")
-    assert dims(reshape.outputs[0]) == (BATCH, 12)

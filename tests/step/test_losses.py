@@ -108,7 +108,7 @@ def test_equal_weights_give_torchs_mean() -> None:
     [
         ("cross_entropi", (4,), "unknown loss 'cross_entropi'. Did you mean 'cross_entropy'?"),
         ("huber", (4,), "Known: 'cross_entropy', 'mse'."),
-        ("cross_entropy", (), "the output 'output' has ['batch']. Choose another output or --loss mse"),
+        ("cross_entropy", (), "the output 'output' has ['batch']. Choose another output (--loss-output) or --loss mse"),
         ("cross_entropy", ("classes",), "['batch', 'classes']"),
     ],
 )

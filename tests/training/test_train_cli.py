@@ -29,8 +29,9 @@ class Bench:
         monkeypatch.setattr(loop, "TrainSession", self.open)
         monkeypatch.chdir(root)
 
-    def open(self, artifact, provider, *, threads, batch_size, seed):
-        self.opened.append({"provider": provider, "threads": threads, "batch_size": batch_size, "seed": seed})
+    def open(self, artifact, provider, *, threads, batch_size, dimensions, seed):
+        options = {"threads": threads, "batch_size": batch_size, "dimensions": dimensions, "seed": seed}
+        self.opened.append({"provider": provider, **options})
         session = FakeSession(make_manifest(), batch_size=batch_size, seed=seed, supports_weights=self.weighted)
         healthy = session.update
 
@@ -64,9 +65,26 @@ def test_a_run_says_what_runs_what_changed_and_what_is_next(command):
         "Next: onnxft bench linear --provider cpu",
     ):  # fmt: skip
         assert words in result.stdout, words
-    assert command.opened == [{"provider": "cpu", "threads": 1, "batch_size": None, "seed": 4}]
+    assert command.opened == [{"provider": "cpu", "threads": 1, "batch_size": None, "dimensions": {}, "seed": 4}]
     assert [line.split("  ")[0] for line in result.stderr.splitlines()] == ["before training", "epoch 1/2", "epoch 2/2"]
     assert "samples/s" in result.stderr.splitlines()[-1]
+
+
+def test_dimensions_reach_the_session_and_are_saved(command):
+    command("--epochs", "1", "--dimension", "sequence=32", "--dimension", "past + 1=3")
+    assert command.opened[0]["dimensions"] == {"sequence": 32, "past + 1": 3}
+    saved = RUNS / "linear-1" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["dimensions"] == {"sequence": 32, "past + 1": 3}
+    command("--config", str(saved), "--dimension", "sequence=16", "--run", "other")
+    command("--config", str(saved), "--run", "same")
+    assert [o["dimensions"] for o in command.opened[1:]] == [{"sequence": 16}, {"sequence": 32, "past + 1": 3}]
+
+
+@pytest.mark.parametrize("pair", ["sequence", "sequence=", "=3", "sequence=1.5", "sequence=-1"])
+def test_a_dimension_is_a_name_and_a_size(command, pair):
+    result = command("--dimension", pair)
+    assert result.exit_code == 2
+    assert "is not of the form NAME=SIZE" in result.stderr
 
 
 def test_runs_are_numbered(command):

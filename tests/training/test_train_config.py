@@ -17,6 +17,8 @@ BAD = [
     ({"seed": -1}, ["seed is -1"]),
     ({"batch_size": 0}, ["batch_size is 0"]),
     ({"threads": 0}, ["threads is 0"]),
+    ({"dimensions": {"sequence": 0}}, ["'sequence' is 0", "at least 1"]),
+    ({"dimensions": {"sequence": "long"}}, ["dimensions"]),
     ({"patience": 0}, ["patience is 0"]),
     ({"schedule": "cosin"}, ["'cosin'", "Did you mean 'cosine'"]),
     ({"metric": "balanced_acuracy"}, ["Did you mean 'balanced_accuracy'"]),
@@ -35,7 +37,7 @@ def test_bad_values_are_named(values, words):
 
 
 def test_yaml_there_and_back(tmp_path):
-    config = TrainConfig(epochs=3, lr=3e-4, schedule="cosine", warmup=0.1, clip_norm=1.0, metric="macro_f1")
+    config = TrainConfig(epochs=3, lr=3e-4, schedule="cosine", warmup=0.1, clip_norm=1.0, dimensions={"s": 3})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert TrainConfig.from_mapping(read_yaml(path)) == config
@@ -79,11 +81,12 @@ def test_a_resumed_run_keeps_its_options(asked):
     [
         (SAVED, {"lr": 0.02}, ["lr 0.01", "lr 0.02"]),
         (SAVED, {"batch_size": 4}, ["batch_size 8", "batch_size 4"]),
+        (SAVED, {"dimensions": {"sequence": 4}}, ["dimensions {}", "dimensions {'sequence': 4}"]),
         (SAVED, {"clip_norm": 1.0}, ["clip_norm None", "clip_norm 1.0"]),
         (TrainConfig(epochs=4, schedule="cosine"), {"epochs": 5}, ["epochs 4", "epochs 5", "cosine"]),
         (TrainConfig(epochs=4, warmup=0.5), {"epochs": 5}, ["epochs 4", "epochs 5", "warmup 0.5"]),
     ],
-    ids=["lr", "batch_size", "from none", "cosine", "warmup"],
+    ids=["lr", "batch_size", "dimensions", "from none", "cosine", "warmup"],
 )
 def test_a_resumed_run_refuses_other_options(saved, asked, words):
     with pytest.raises(ConfigError) as error:

@@ -71,6 +71,7 @@ def plan(
     *,
     trainable: Sequence[str] = ("*",),
     frozen: Sequence[str] = (),
+    train_batchnorm: Sequence[str] = (),
     loss: str = "cross_entropy",
     loss_output: str | None = None,
     optimizer: str = "adamw",
@@ -110,7 +111,7 @@ def plan(
         preprocessing=dict(preprocessing or forward.preprocessing),
         dimensions={**forward.dimensions, **(dimensions or {})},
     )
-    return Plan(forward, select(forward, trainable, frozen), reads, described)
+    return Plan(forward, select(forward, trainable, frozen, train_batchnorm), reads, described)
 
 
 def _check_dimensions(forward: Forward, dimensions: Mapping[str, int]) -> None:
@@ -129,6 +130,7 @@ def export(
     *,
     trainable: Sequence[str] = ("*",),
     frozen: Sequence[str] = (),
+    train_batchnorm: Sequence[str] = (),
     loss: str = "cross_entropy",
     loss_output: str | None = None,
     optimizer: str = "adamw",
@@ -153,6 +155,8 @@ def export(
         directory: where to write; None: `artifacts/<name of the source>`.
         trainable: globs of the parameters to train.
         frozen: globs of parameters that are not trained after all.
+        train_batchnorm: globs of the BatchNorm layers that normalise by the batch and move their running statistics,
+            as torch's do in training mode; all others keep the statistics that they have. `num_batches_tracked` stays.
         loss: `cross_entropy` (int64 labels) or `mse`.
         loss_output: output that the loss reads; None: the first.
         optimizer: `adamw`, `adam`, `lion` or `sgd`.
@@ -179,8 +183,8 @@ def export(
         ArtifactError: `directory` holds something else than an artifact.
     """
     made = plan(
-        model, example_inputs, trainable=trainable, frozen=frozen, loss=loss, loss_output=loss_output,
-        optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
+        model, example_inputs, trainable=trainable, frozen=frozen, train_batchnorm=train_batchnorm, loss=loss,
+        loss_output=loss_output, optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
         input_names=input_names, output_names=output_names, dropout=dropout, dimensions=dimensions, classes=classes,
         preprocessing=preprocessing, name=Path(directory).name if directory is not None else None,
     )  # fmt: skip

@@ -89,6 +89,8 @@ class Port:
     group: str | None = None
     """Parameter group of an lr or weight_decay."""
     distribution: Distribution | None = None
+    buffer: str | None = None
+    """The running statistic that a buffer is."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,22 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """One running statistic of a trained BatchNorm layer, under its PyTorch (or initializer) name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Literal["mean", "variance"]
+    layer: str
+    """The BatchNorm layer."""
+    over: tuple[int | str, ...]
+    """Dimensions that a batch's statistic is taken over; `?` is one that is only known when it runs."""
+    inference: ByteRange | None = None
+    """Its bytes in the inference model; None where that does not read it."""
+
+
+@dataclass(frozen=True)
 class Loss:
     """The loss fixed at export."""
 
@@ -184,6 +202,8 @@ class Manifest:
     optimizer: Optimizer
     frozen_parameters: int
     """Number of scalar values in parameters that are not trained."""
+    buffers: tuple[Buffer, ...] = ()
+    """Running statistics that training moves: two for each trained BatchNorm layer."""
     dimensions: dict[str, int] = field(default_factory=dict)
     """Symbolic dimensions besides the batch, with the size that a session fixes unless told otherwise."""
     classes: tuple[str, ...] = ()
@@ -208,6 +228,11 @@ class Manifest:
     def num_trainable(self) -> int:
         """Number of scalar values that are trained."""
         return sum(p.size for p in self.parameters)
+
+    @property
+    def weights(self) -> tuple[Parameter | Buffer, ...]:
+        """What training moves and inference reads: trained parameters and running statistics."""
+        return (*self.parameters, *self.buffers)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -260,7 +285,10 @@ class Manifest:
             yield "a parameter is listed twice"
         if not names:
             yield "no parameter is trained"
+        if len({t.name for t in self.weights}) != len(names) + len(self.buffers):
+            yield "a running statistic is listed twice, or as a parameter too"
         shapes = {p.name: p.shape for p in self.parameters}
+        buffer_shapes = {b.name: b.shape for b in self.buffers}
         for role, graph in self.graphs.items():
             if graph.file not in self.files:
                 yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
@@ -276,9 +304,16 @@ class Manifest:
                         f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}, its parameter "
                         f"{list(shapes[port.parameter])}"
                     )
-        for parameter in self.parameters:
-            if parameter.inference is not None and parameter.inference.file not in self.files:
-                yield f"'{parameter.name}' lies in the file '{parameter.inference.file}', which has no sha256"
+                if (port.role == "buffer") != (port.buffer is not None):
+                    yield f"'{port.name}' of graph '{role}' has the role '{port.role}' and the buffer {port.buffer!r}"
+                elif port.buffer is not None and port.shape != buffer_shapes.get(port.buffer):
+                    yield (
+                        f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}; the running statistic "
+                        f"'{port.buffer}' is unknown or has another"
+                    )
+        for tensor in self.weights:
+            if tensor.inference is not None and tensor.inference.file not in self.files:
+                yield f"'{tensor.name}' lies in the file '{tensor.inference.file}', which has no sha256"
         for file in self.files:
             if file != Path(file).name or file in ("", ".", ".."):
                 yield f"the file name {file!r} leaves the artifact directory"

@@ -40,13 +40,22 @@ def planned() -> Callable[..., Plan]:
     from onnxft.api import plan
 
     @cache
-    def make(name: str, dtype: str = "float32", loss: str = "cross_entropy", dropout: bool = True) -> Plan:
+    def make(
+        name: str,
+        dtype: str = "float32",
+        loss: str = "cross_entropy",
+        dropout: bool = True,
+        train_batchnorm: tuple[str, ...] = (),
+    ) -> Plan:
         module, inputs = getattr(models, name)()
         inputs = tuple(x.to(getattr(torch, dtype)) for x in inputs)
         with pytest.MonkeyPatch.context() as patch:
             if dtype == "float64":  # onnxruntime has no Conv in float64; those who ask for it compare with torch
                 patch.setattr("onnxft.exporters.pytorch.check_outputs", lambda *args: None)
-            return plan(module.to(getattr(torch, dtype)), inputs, loss=loss, dropout=dropout, name=name)
+            return plan(
+                module.to(getattr(torch, dtype)), inputs, loss=loss, dropout=dropout, name=name,
+                train_batchnorm=train_batchnorm,
+            )  # fmt: skip
 
     return make
 

@@ -127,6 +127,36 @@ class Recurrent(nn.Module):
         return self.fc(torch.cat([s.transpose(0, 1).flatten(1) for s in last], 1))
 
 
+class Normed(nn.Module):
+    """BatchNorm of every kind: before an activation, between convolutions, behind a dense layer; and Dropout.
+
+    Before a trained BatchNorm there is no bias: its gradient is rounding, which Adam would blow up to whole steps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 5, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(5)
+        self.act = nn.ReLU6()
+        self.conv2 = nn.Conv2d(5, 6, 3, stride=2)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.fc1 = nn.Linear(6 * 4 * 3, 7, bias=False)
+        self.bn3 = nn.BatchNorm1d(7, eps=1e-3, momentum=0.3)
+        self.dropout = nn.Dropout(0.25)
+        self.fc2 = nn.Linear(7, 4)
+        with torch.no_grad():
+            for bn in (self.bn1, self.bn2, self.bn3):
+                bn.running_mean.uniform_(-0.5, 0.5)
+                bn.running_var.uniform_(0.5, 1.5)
+                bn.weight.uniform_(0.5, 2.0)
+                bn.bias.uniform_(-0.5, 0.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.bn1(self.conv1(image)))
+        x = torch.tanh(self.bn2(self.conv2(x)))
+        return self.fc2(torch.tanh(self.dropout(self.bn3(self.fc1(x.flatten(1))))))
+
+
 def mlp() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(1)
     return MLP(), (torch.randn(4, 7),)
@@ -165,6 +195,11 @@ def twins() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 def shared_conv() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(8)
     return SharedConv(), (torch.randn(4, 6, 7, 6),)
+
+
+def normed() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(8)
+    return Normed(), (torch.randn(4, 2, 9, 8),)
 
 
 def efficientnet() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

@@ -11,6 +11,7 @@ import pytest
 from onnxft.errors import ArtifactError
 from onnxft.manifest import (
     BATCH,
+    Buffer,
     ByteRange,
     Distribution,
     GraphFile,
@@ -33,6 +34,7 @@ FULL = Manifest(
                 Port("x", "input", "float32", (BATCH, 3, "length")),
                 Port("w", "parameter", "float32", (2, 3), parameter="w"),
                 Port("random.0", "random", "float32", (BATCH,), distribution=Distribution("normal", low=1.0, high=2.0)),
+                Port("bn.mean", "buffer", "float32", (3,), buffer="bn.mean"),
             ),
             (Port("loss_sum", "loss_sum", "float32", ()), Port("w.new", "parameter", "float32", (2, 3), parameter="w")),
             precision="float16",
@@ -45,6 +47,7 @@ FULL = Manifest(
         ),
         Parameter("b", (), "float64"),
     ),
+    buffers=(Buffer("bn.mean", (3,), "float32", "mean", "bn", (BATCH, 4, "?"), ByteRange("infer.onnx", 32, 12)),),
     dimensions={"length": 7},
     loss=Loss("cross_entropy", "output", 5),
     optimizer=Optimizer("adamw", {"beta1": 0.9}, 0.01),
@@ -108,6 +111,19 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (port(shape=[3, 2]), "'w' of graph 'train' has the shape [3, 2], its parameter [2, 3]"),
         (port(shape=[10**12]), "has the shape [1000000000000]"),
         (port(role="weights"), "Invalid enum value 'weights'"),
+        (
+            lambda m: m["graphs"]["train"]["inputs"][3].update(buffer=None),
+            "'bn.mean' of graph 'train' has the role 'buffer'",
+        ),
+        (port(buffer="bn.mean"), "'w' of graph 'train' has the role 'parameter' and the buffer 'bn.mean'"),
+        (lambda m: m["graphs"]["train"]["inputs"][3].update(shape=[4]), "shape [4]; the running statistic 'bn.mean'"),
+        (lambda m: m.update(buffers=[]), "shape [3]; the running statistic 'bn.mean' is unknown or has another"),
+        (lambda m: m["buffers"].append(m["buffers"][0]), "a running statistic is listed twice"),
+        (lambda m: m["buffers"][0].update(name="w"), "or as a parameter too"),
+        (
+            lambda m: m["buffers"][0]["inference"].update(file="x"),
+            "'bn.mean' lies in the file 'x', which has no sha256",
+        ),
         (lambda m: m["parameters"].append(m["parameters"][0]), "a parameter is listed twice"),
         (lambda m: m.update(parameters=[], graphs={}), "no parameter is trained"),
     ],

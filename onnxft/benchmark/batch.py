@@ -30,11 +30,6 @@ def draws_random_numbers(manifest: Manifest) -> bool:
     return bool(_first_graph(manifest, TRAIN_ROLES).named("random"))
 
 
-def trains_buffers(manifest: Manifest) -> bool:
-    """Whether a training step moves running statistics."""
-    return bool(_first_graph(manifest, TRAIN_ROLES).named("buffer"))
-
-
 def random_batch(manifest: Manifest, batch_size: int, seed: int) -> dict[str, Array]:
     """{input or `labels`: array}, the same for the same seed on every machine.
 

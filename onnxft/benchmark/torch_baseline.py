@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of PyTorch code knows
 
-from onnxft.benchmark.batch import input_ports, output_ports, random_batch, trains_buffers
+from onnxft.benchmark.batch import input_ports, output_ports, random_batch
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.scenario import measure, peak_rss_bytes
 from onnxft.errors import ArtifactError, ModelError
@@ -28,17 +28,13 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     """
     artifact = Path(request.artifact)
     manifest = load_artifact(artifact)
-    if trains_buffers(manifest):
-        raise ModelError(
-            f"artifact '{manifest.name}' trains the running statistics of its BatchNorm layers, and the torch baseline "
-            "keeps them frozen: the work would differ. Benchmark without --baseline torch."
-        )
     torch.set_num_threads(request.threads)
     batch = {k: torch.from_numpy(v) for k, v in random_batch(manifest, request.batch_size, request.config.seed).items()}
 
     start = time.perf_counter()
     module, keywords = _load(str(request.config.source), manifest)
     parameters = select_trainables(module, manifest)
+    train_statistics(module, manifest)
     load_initial_values(module, manifest, artifact)
     optimizer = build_optimizer(list(parameters.values()), manifest.optimizer, request.config.lr)
     build_seconds = time.perf_counter() - start
@@ -87,6 +83,20 @@ def select_trainables(module: torch.nn.Module, manifest: Manifest) -> dict[str, 
             )
         named[parameter.name].requires_grad_(True)
     return {p.name: named[p.name] for p in manifest.parameters}
+
+
+def train_statistics(module: torch.nn.Module, manifest: Manifest) -> None:
+    """Put the BatchNorm layers that the artifact trains in training mode. ModelError where the source has none."""
+    layers = dict(module.named_modules())
+    for buffer in manifest.buffers:
+        layer = layers.get(buffer.layer)
+        if not isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            found = "nothing of that name" if layer is None else f"a {type(layer).__name__} there"
+            raise ModelError(
+                f"the artifact trains the BatchNorm layer '{buffer.layer}'; the source has {found}. "
+                "Give the --source that the artifact was exported from."
+            )
+        layer.train()
 
 
 def load_initial_values(module: torch.nn.Module, manifest: Manifest, artifact: Path) -> None:

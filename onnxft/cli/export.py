@@ -19,6 +19,12 @@ from onnxft.cli.options import config_option, dimension_option, key_values
 @click.option(
     "--freeze", "frozen", multiple=True, metavar="GLOB", help="Parameters not to train after all. Repeatable."
 )
+@click.option(
+    "--train-batchnorm",
+    multiple=True,
+    metavar="GLOB",
+    help="BatchNorm layers that use the batch's statistics and train their running ones [default: none]. Repeatable.",
+)
 @click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME", help="cross_entropy or mse.")
 @click.option("--loss-output", metavar="NAME", help="Output that the loss reads [default: the first].")
 @click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="adamw, adam, lion or sgd.")

@@ -46,6 +46,10 @@ def _artifact(directory: Path) -> None:
     total = manifest.num_trainable + manifest.frozen_parameters
     say(f"{manifest.num_trainable:,} of {total:,} values are trained ({manifest.num_trainable / total:.1%}).\n")
 
+    if manifest.buffers:
+        names = ", ".join(dict.fromkeys(b.layer for b in manifest.buffers))
+        say(f"BatchNorm layers that train their running statistics: {names}.\n")
+
     graphs = table("graph", "file", ">size", "precision", "provider", "inputs")
     for role, graph in sorted(manifest.graphs.items()):
         data = ", ".join(

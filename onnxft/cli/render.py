@@ -63,6 +63,9 @@ def parameter_table(plan: Plan) -> None:
     say(
         f"{len(chosen)} of {len(rows)} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%})."
     )
+    if plan.selection.batch_norms:
+        names = ", ".join(layer.name for layer in plan.selection.batch_norms)
+        say(f"BatchNorm layers that train their running statistics: {names}.")
 
 
 def _around_changes(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:

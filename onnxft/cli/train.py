@@ -65,6 +65,8 @@ def train(
 
 
 def _banner(start: Start) -> None:
+    from onnxft.runtime.batches import why_unweighted
+
     manifest, placement, config = start.manifest, start.placement, start.config
     total = manifest.num_trainable + manifest.frozen_parameters
     click.echo(f"artifact   {manifest.name} ({manifest.generator}, {manifest.optimizer.kind}, {manifest.loss.kind})")
@@ -76,8 +78,8 @@ def _banner(start: Start) -> None:
     click.echo(f"data       {start.rows} rows in batches of {start.batch_size}")
     if start.rows_left_out:
         click.echo(
-            f"           {start.rows_left_out} rows of each epoch are left out: the '{manifest.generator}' generator "
-            f"cannot weight rows, so a short batch cannot be padded"
+            f"           {start.rows_left_out} rows of each epoch are left out: {why_unweighted(manifest)}, "
+            f"so a short batch cannot be padded"
         )
     click.echo(f"run        {start.directory}")
 

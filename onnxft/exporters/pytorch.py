@@ -22,7 +22,7 @@ from onnxft.graph.normalize import OPSET, normalize
 from onnxft.manifest import BATCH
 
 _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-"""Layers that behave differently in training and are kept in inference behaviour: their statistics are frozen."""
+"""Layers that behave differently in training and are traced in inference behaviour: `step/` trains statistics."""
 
 
 def export_module(
@@ -55,6 +55,7 @@ def export_module(
         raise ModelError(f"input_names has {len(inputs)} names for {len(examples)} inputs.")
     tensors = state_tensors(module)
     check_names(inputs, tensors)
+    untrainable = _untrainable_norms(module)
     infer = _export(module, examples, inputs, output_names, training=False, tensors=tensors)
     # Nothing but tracing tells whether training behaviour differs: attention drops out without a Dropout layer.
     train = infer.clone()
@@ -73,6 +74,7 @@ def export_module(
         inputs=inputs,
         outputs=outputs,
         example_rows=rows,
+        untrainable_norms=untrainable,
         versions={"torch": str(torch.__version__)},
         notes=notes,
     )
@@ -202,6 +204,29 @@ def _examples(module: nn.Module, given: Any) -> tuple[dict[str, torch.Tensor], i
         raise ModelError(f"example inputs must have equally many rows, the batch first; here {rows}.")
     values = {name: value.detach() for name, value in given.items()}
     return {name: torch.cat([v, v]) if count == 1 else v for name, v in values.items()}, count
+
+
+def _untrainable_norms(module: nn.Module) -> dict[str, str]:
+    """{BatchNorm layer: why its running statistics cannot be trained}
+
+    Raises:
+        ModelError: a layer has none, so that every row changes what the others become, at inference too.
+    """
+    found = {}
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            continue
+        if layer.running_mean is None:
+            raise ModelError(
+                f"the BatchNorm layer '{name}' keeps no running statistics (track_running_stats=False): the result for "
+                "one row depends on the other rows, also at inference and beside padding. Give the layer running "
+                "statistics, or use a normalisation of single rows (GroupNorm, LayerNorm)."
+            )
+        if isinstance(layer, nn.SyncBatchNorm):
+            found[name] = "it is a SyncBatchNorm, whose statistics are those of several processes"
+        elif layer.momentum is None:
+            found[name] = "its momentum is None (a cumulative average)"
+    return found
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import onnxft
 from onnxft.errors import ModelError
 from onnxft.files import sha256, write_atomically
 from onnxft.graph.forward import Forward
-from onnxft.manifest import FILE_NAME, ByteRange, GraphFile, GraphRole, Loss, Manifest, Optimizer, Parameter
+from onnxft.manifest import FILE_NAME, Buffer, ByteRange, GraphFile, GraphRole, Loss, Manifest, Optimizer, Parameter
 from onnxft.step.select import Selection
 
 _PACKAGES = ("onnx", "onnx-ir", "onnxscript")
@@ -41,7 +41,7 @@ def describe(
         generator: its name.
         batch_size: rows that a session takes unless told otherwise.
         graphs: the files of the graphs.
-        ranges: {parameter: its bytes in the inference model}.
+        ranges: {parameter or buffer: its bytes in the inference model}.
         versions: of further packages.
 
     Raises:
@@ -60,6 +60,7 @@ def describe(
         loss=loss,
         optimizer=optimizer,
         frozen_parameters=_count_frozen(forward, selection),
+        buffers=_buffers(forward, selection, ranges),
         dimensions=dict(forward.dimensions),
         classes=forward.classes,
         preprocessing=dict(forward.preprocessing),
@@ -89,6 +90,25 @@ def _parameters(forward: Forward, selection: Selection, ranges: Mapping[str, Byt
             inference=ranges.get(name),
         )
         for name, group in selection.groups.items()
+    )
+
+
+def _buffers(forward: Forward, selection: Selection, ranges: Mapping[str, ByteRange]) -> tuple[Buffer, ...]:
+    """The manifest's records of the trained running statistics."""
+    tensors = {t.name: t for t in forward.tensors}
+    kinds: tuple[Literal["mean", "variance"], ...] = ("mean", "variance")
+    return tuple(
+        Buffer(
+            name,
+            tensors[name].shape,
+            tensors[name].dtype,
+            kind,
+            layer.name,
+            tuple("?" if d is None else d for d in layer.over),
+            ranges.get(name),
+        )
+        for layer in selection.batch_norms
+        for name, kind in zip((layer.mean, layer.var), kinds, strict=True)
     )
 
 

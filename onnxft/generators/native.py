@@ -33,8 +33,9 @@ def generate(
     step = build_step(forward, selection, loss, optimizer)
     weights = initial_weights(forward)
     with new_directory(directory) as folder:
-        save_weights(folder / PARAMETERS_FILE, {name: weights[name] for name in selection.trainable})
-        frozen = {name: tensor for name, tensor in weights.items() if name not in selection.groups}
+        moved = (*selection.trainable, *selection.buffers)
+        save_weights(folder / PARAMETERS_FILE, {name: weights[name] for name in moved})
+        frozen = {name: tensor for name, tensor in weights.items() if name not in moved}
         places = save_weights(folder / FROZEN_FILE, frozen)
         graphs: dict[GraphRole, GraphFile] = {}
         for role, graph in step.items():

@@ -64,11 +64,16 @@ def generate(
             ONNXFT_ORT_TRAINING_PYTHON, or this interpreter where the package is installed.
 
     Raises:
-        ConfigError: the optimizer has an option that onnxruntime-training does not know.
+        ConfigError: the optimizer has an option that onnxruntime-training does not know, or a BatchNorm is trained.
         SelectionError: a trained name is no float32 parameter that reaches the loss.
         GradientError: an operator has no gradient there, or the loss does not fit its output.
         ProviderError: there is no environment with onnxruntime-training, or its worker crashed.
     """
+    if selection.batch_norms:
+        raise ConfigError(
+            f"the 'ort-training' generator keeps the running statistics of BatchNorm frozen, but train_batchnorm "
+            f"matches '{selection.batch_norms[0].name}'. Leave --train-batchnorm out, or use --generator native."
+        )
     settings = _optimizer_settings(optimizer)
     model = lower(forward, selection.trainable, loss.output)
     inputs = (*(_port(v, "input") for v in model.graph.inputs), _label(model, loss))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named tensor of the source model: a parameter, or a buffer that is never trained."""
+    """A named tensor of the source model: a parameter, or a buffer, to which no gradient flows."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Forward:
 
     name: str
     train: ir.Model
-    """Training behaviour: Dropout and random operators are in it; normalisation is frozen."""
+    """Training behaviour: Dropout and random operators are in it; normalisation is as at inference."""
     infer: ir.Model
     """Inference behaviour, original input and output names."""
     tensors: tuple[Tensor, ...]
@@ -61,6 +61,8 @@ class Forward:
     """How the source says its inputs are made, where it does."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """{file name: content} of what goes along with the model: tokenizer, processor."""
+    untrainable_norms: Mapping[str, str] = field(default_factory=dict)
+    """{BatchNorm layer: why its running statistics cannot be trained}, where only the source can tell."""
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the user should know about the export (a renamed input, dropped precision, ...)."""

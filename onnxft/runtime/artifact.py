@@ -43,12 +43,13 @@ def check_regular(path: Path) -> None:
 
 
 def check_parameters(manifest: Manifest, values: Arrays) -> dict[str, Array]:
-    """New values of trained parameters, in their element types.
+    """New values of trained parameters and running statistics, in their element types.
 
     Raises:
         ArtifactError: a name is unknown, or a shape, type or value does not fit.
     """
-    known = {p.name: p for p in manifest.parameters}
+    known = {t.name: t for t in manifest.weights}
+    variances = {b.name for b in manifest.buffers if b.kind == "variance"}
     typed: dict[str, Array] = {}
     for name, value in values.items():
         if name not in known:
@@ -60,6 +61,8 @@ def check_parameters(manifest: Manifest, values: Arrays) -> dict[str, Array]:
             typed[name] = array.astype(known[name].dtype) if array.dtype.kind == "f" else array
         if array.dtype.kind != "f" or not np.isfinite(typed[name]).all():
             raise ArtifactError(f"the new value of '{name}' must be finite {known[name].dtype} numbers.")
+        if name in variances and (typed[name] < 0).any():
+            raise ArtifactError(f"the new value of '{name}' is a variance and must not be negative.")
     return typed
 
 
@@ -77,6 +80,8 @@ def memory_estimate(directory: Path, manifest: Manifest) -> dict[str, int]:
         "gradients": trained,
     }
     frozen = directory / FROZEN_FILE
+    if manifest.buffers:
+        found["running statistics"] = sum(_bytes(b.shape, b.dtype) for b in manifest.buffers)
     return {**found, "frozen weights": frozen.stat().st_size} if FROZEN_FILE in manifest.files else found
 
 

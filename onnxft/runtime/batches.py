@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnxft.errors import DataError, near
-from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Distribution, Loss, Port, dimension_size
+from onnxft.errors import ConfigError, DataError, near
+from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Distribution, Loss, Manifest, Port, dimension_size
 from onnxft.runtime.engine import Array, Arrays
 
 
@@ -82,6 +83,29 @@ def pad(batch: Arrays, rows: int, size: int) -> dict[str, Array]:
         n: np.concatenate([a, np.repeat(a[-1:], size - rows, axis=0)]) for n, a in batch.items() if n != SAMPLE_WEIGHTS
     }
     return {**padded, SAMPLE_WEIGHTS: np.concatenate([weights, np.zeros(size - rows, np.float32)])}
+
+
+def why_unweighted(manifest: Manifest) -> str:
+    """The reason for which rows are not weighted in training, as the first clause of a sentence."""
+    if manifest.buffers:
+        layer = manifest.buffers[0].layer
+        return f"BatchNorm '{layer}' trains on the statistics of the batch, which padding or weights would falsify"
+    return f"the '{manifest.generator}' generator cannot weight rows"
+
+
+def check_statistics(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """ConfigError where a trained BatchNorm would see a single value of a channel, which has no variance.
+
+    `sizes` are those of the symbolic dimensions where they differ from the artifact's.
+    """
+    known = {**manifest.dimensions, **sizes}
+    for buffer in manifest.buffers:
+        over = [dimension_size(d, known) or 2 for d in buffer.over]  # 2: not known, so not refused
+        if math.prod(over) < 2:
+            raise ConfigError(
+                f"BatchNorm '{buffer.layer}' trains on the statistics of the batch and would see one value of each "
+                f"channel, which has no variance: use a batch_size of at least 2, or leave the layer frozen."
+            )
 
 
 def parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:

@@ -1,13 +1,13 @@
 """The tensors that live between steps, and the two ways a graph reads and writes them.
 
 A *key* names such a tensor independently of the graph: `weight` (parameter), `weight/exp_avg`
-(state), `weight/gradient` (accumulator).
+(state), `weight/gradient` (accumulator), `bn.running_mean/statistic` (buffer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,19 +17,36 @@ from onnxft.runtime.providers import runtime
 from onnxft.runtime.sessions import OpenSession
 
 ACCUMULATOR_SLOT = "gradient"
+STATISTIC_SLOT = "statistic"
+
+Family = Literal["model", "accumulator", "statistic"]
+"""Tensors that a graph writes together: parameters and state; accumulators; running statistics."""
 
 
 def key_of(port: Port) -> str | None:
     """The key of the tensor behind a port; None for what is fed or read each time."""
     match port.role:
-        case "parameter" | "buffer":
+        case "parameter":
             return port.parameter
+        case "buffer":
+            return f"{port.buffer}/{STATISTIC_SLOT}"
         case "state":
             return f"{port.parameter}/{port.slot}"
         case "accumulator" | "gradient":
             return f"{port.parameter}/{ACCUMULATOR_SLOT}"
         case _:
             return None
+
+
+def family(key: str) -> Family:
+    """The family of a tensor."""
+    match key.rpartition("/")[2]:
+        case "gradient":
+            return "accumulator"
+        case "statistic":
+            return "statistic"
+        case _:
+            return "model"
 
 
 class Runner(Protocol):
@@ -43,9 +60,9 @@ class ValueStore:
     """Binding `values`: each tensor is the OrtValue that the last run returned."""
 
     def __init__(self, initial: Mapping[str, Array]) -> None:
-        """Take the tensors over; keys that end in `/gradient` are accumulators."""
+        """Take the tensors over; accumulators begin as zeros."""
         self.values: dict[str, Any] = {}
-        self._zeros = {k: _ort_value(v) for k, v in initial.items() if k.endswith(f"/{ACCUMULATOR_SLOT}")}
+        self._zeros = {k: _ort_value(v) for k, v in initial.items() if family(k) == "accumulator"}
         for key, value in initial.items():
             self.write(key, value)
         self.clear_accumulators()
@@ -88,26 +105,20 @@ class ValueRunner:
 
 
 class BoundStore:
-    """Binding `bound`: two buffers for each tensor, which change places after a run that wrote one.
+    """Binding `bound`: two buffers for each tensor; those of a family change places after a run that wrote it.
 
     Accumulators have a third, constant buffer of zeros that stands for 'nothing accumulated yet'.
     """
 
     def __init__(self, initial: Mapping[str, Array]) -> None:
-        """Take the tensors over; keys that end in `/gradient` are accumulators."""
+        """Take the tensors over; accumulators begin as zeros."""
         self._buffers: dict[tuple[str, int], Any] = {}
         self._initial = dict(initial)
-        self.side = 0
-        """Which buffer of parameters, state and running statistics is current."""
-        self.accumulator_side = -1
-        """Which buffer of the accumulators is current; -1 the zeros."""
+        self.sides: dict[Family, int] = {"model": 0, "accumulator": _ZEROS, "statistic": 0}
+        """Which buffer of each family is current."""
         for key, value in initial.items():
-            if not _is_accumulator(key):
+            if family(key) != "accumulator":
                 self.write(key, value)
-
-    def current(self, key: str) -> int:
-        """The current side of a tensor."""
-        return self.accumulator_side if _is_accumulator(key) else self.side
 
     def buffer(self, key: str, side: int) -> Any:
         """The buffer of a tensor on a side, made when first asked for."""
@@ -115,17 +126,21 @@ class BoundStore:
             self._buffers[key, side] = _ort_value(np.zeros_like(self._initial[key]))
         return self._buffers[key, side]
 
+    def current(self, key: str) -> Any:
+        """The buffer that holds a tensor now."""
+        return self.buffer(key, self.sides[family(key)])
+
     def read(self, key: str) -> Array:
         """A copy of a tensor."""
-        return np.array(self.buffer(key, self.current(key)).numpy())
+        return np.array(self.current(key).numpy())
 
     def write(self, key: str, value: Array) -> None:
         """Replace a tensor."""
-        self.buffer(key, self.current(key)).update_inplace(np.ascontiguousarray(value))
+        self.current(key).update_inplace(np.ascontiguousarray(value))
 
     def clear_accumulators(self) -> None:
         """Set every accumulator to zero."""
-        self.accumulator_side = -1
+        self.sides["accumulator"] = _ZEROS
 
 
 class BoundRunner:
@@ -138,12 +153,11 @@ class BoundRunner:
         of an output depends on no other element of the tensor it replaces (the `update` role).
         """
         self._session, self._graph, self._store, self._in_place = opened.session, graph, store, in_place
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._bindings: dict[tuple[int, ...], Any] = {}
         self._fed: dict[str, Any] = {}
         self._transient = [p.name for p in graph.outputs if key_of(p) is None]
-        written = {key for p in graph.outputs if (key := key_of(p)) is not None}
-        self._moves_accumulators = any(_is_accumulator(k) for k in written)
-        self._moves_model = not in_place and any(not _is_accumulator(k) for k in written)
+        written = {family(key) for p in graph.outputs if (key := key_of(p)) is not None}
+        self._moves = set() if in_place else written
 
     def run(self, feeds: Arrays) -> dict[str, Any]:
         """Run once; see `Runner`."""
@@ -153,7 +167,7 @@ class BoundRunner:
             else:
                 self._fed[name] = _ort_value(np.array(value, order="C"))
         store = self._store
-        sides = (store.side, store.accumulator_side)
+        sides = tuple(store.sides.values())
         binding = self._bindings.get(sides)
         if binding is None:
             binding = self._bindings[sides] = self._bind()
@@ -161,17 +175,15 @@ class BoundRunner:
             binding.bind_output(name)  # anew, so that a result not yet read is not overwritten
         self._session.run_with_iobinding(binding)
         results = dict(zip(self._names(binding), binding.get_outputs(), strict=True))
-        if self._moves_model:
-            store.side = 1 - store.side
-        if self._moves_accumulators:
-            store.accumulator_side = _next_accumulator_side(store.accumulator_side)
+        for moved in self._moves:
+            store.sides[moved] = _other(store.sides[moved])
         return {name: results[name] for name in self._transient}
 
     def _bind(self) -> Any:
         binding, store = self._session.io_binding(), self._store
         for port in self._graph.inputs:
             key = key_of(port)
-            value = self._fed[port.name] if key is None else store.buffer(key, store.current(key))
+            value = self._fed[port.name] if key is None else store.current(key)
             binding.bind_ortvalue_input(port.name, value)
         for port in self._graph.outputs:
             key = key_of(port)
@@ -181,21 +193,20 @@ class BoundRunner:
 
     def _target(self, key: str) -> int:
         """The side that a run writes."""
-        if _is_accumulator(key):
-            return _next_accumulator_side(self._store.accumulator_side)
-        return self._store.side if self._in_place else 1 - self._store.side
+        side = self._store.sides[family(key)]
+        return side if self._in_place else _other(side)
 
     def _names(self, binding: Any) -> list[str]:
         # Outputs bound to buffers come first, in the order they were bound; those bound anew follow.
         return [p.name for p in self._graph.outputs if key_of(p) is not None] + self._transient
 
 
-def _next_accumulator_side(side: int) -> int:
+_ZEROS = -1
+"""The side of accumulators that is never written."""
+
+
+def _other(side: int) -> int:
     return 1 if side == 0 else 0
-
-
-def _is_accumulator(key: str) -> bool:
-    return key.endswith(f"/{ACCUMULATOR_SLOT}")
 
 
 def _ort_value(value: Array) -> Any:

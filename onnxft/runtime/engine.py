@@ -72,6 +72,8 @@ class Engine(Protocol):
     """{symbolic dimension: its size in this session}, the batch included."""
     supports_weights: bool
     """Whether rows can be weighted, and so a short batch padded."""
+    weights_in_training: bool
+    """Whether that holds for training too: not where BatchNorm takes the statistics of the batch."""
 
     @property
     def placement(self) -> Placement:
@@ -97,6 +99,12 @@ class Engine(Protocol):
 
     def set_parameters(self, values: Arrays) -> None:
         """Replace the named parameters (shapes and types already checked)."""
+
+    def buffers(self) -> dict[str, Array]:
+        """Copies of the trained running statistics."""
+
+    def set_buffers(self, values: Arrays) -> None:
+        """Replace the named running statistics (shapes and types already checked)."""
 
     def state(self) -> dict[str, Array]:
         """Copies of the optimizer state, keyed `parameter/slot`."""

@@ -15,8 +15,10 @@ from onnxft.manifest import ByteRange, Manifest
 from onnxft.runtime.engine import Arrays
 
 
-def write_inference_model(directory: Path, manifest: Manifest, parameters: Arrays, path: Path) -> None:
-    """Copy the inference model of an artifact to `path` with `parameters` at their recorded byte ranges.
+def write_inference_model(directory: Path, manifest: Manifest, values: Arrays, path: Path) -> None:
+    """Copy the inference model of an artifact to `path` with new `values` at their recorded byte ranges.
+
+    `values` are all trained parameters, and the running statistics that the inference model reads.
 
     Where its weights lie in a file beside it, so do those of the copy: `model.onnx.data` beside `model.onnx`.
 
@@ -24,13 +26,15 @@ def write_inference_model(directory: Path, manifest: Manifest, parameters: Array
         ArtifactError: a parameter has no range, or its bytes do not have the recorded length.
     """
     source = directory / manifest.graph("infer").file
-    places = {p.name: _place(p.name, p.inference, source, manifest) for p in manifest.parameters}
+    unread = [b.name for b in manifest.buffers if b.inference is None]
+    read = [t for t in manifest.weights if t.name not in unread]
+    places = {t.name: _place(t.name, t.inference, source, manifest) for t in read}
     if all(place.file == source.name for place in places.values()):
         with new_file(path) as file:
-            _copy(source, file, places, parameters)
+            _copy(source, file, places, values)
         return
     with new_file(weights_beside(path)) as file:
-        _copy(weights_beside(source), file, places, parameters)
+        _copy(weights_beside(source), file, places, values)
     old, new = (location_beside(p).encode() for p in (source, path))
     write_atomically(path, source.read_bytes().replace(old, new))
 
@@ -41,13 +45,13 @@ def _place(name: str, place: ByteRange | None, source: Path, manifest: Manifest)
     return place
 
 
-def _copy(source: Path, target: BinaryIO, places: Mapping[str, ByteRange], parameters: Arrays) -> None:
-    """Copy a file and put the bytes of each parameter in their place."""
+def _copy(source: Path, target: BinaryIO, places: Mapping[str, ByteRange], values: Arrays) -> None:
+    """Copy a file and put the bytes of each value in their place."""
     with source.open("rb") as file:
         shutil.copyfileobj(file, target)
     size = target.tell()
     for name, place in places.items():
-        value = np.ascontiguousarray(parameters[name])
+        value = np.ascontiguousarray(values[name])
         raw = value.astype(value.dtype.newbyteorder("<")).tobytes()
         if len(raw) != place.length or place.offset + place.length > size:
             raise ArtifactError(f"'{name}' has {len(raw)} bytes, its place in {place.file} has {place.length}.")

@@ -11,7 +11,15 @@ from safetensors.numpy import load_file
 
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, PARAMETERS_FILE, GraphFile, GraphRole, Manifest, Port, dimension_size
-from onnxft.runtime.buffers import BoundRunner, BoundStore, Runner, ValueRunner, ValueStore, key_of
+from onnxft.runtime.buffers import (
+    STATISTIC_SLOT,
+    BoundRunner,
+    BoundStore,
+    Runner,
+    ValueRunner,
+    ValueStore,
+    key_of,
+)
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.providers import provider, runtime
 from onnxft.runtime.sessions import OpenSession, open_session
@@ -40,6 +48,8 @@ class NativeEngine:
             ArtifactError: a weights file does not fit the manifest.
         """
         self.manifest = manifest
+        # The rows of a batch meet in the statistics of a trained BatchNorm, whatever they weigh in the loss.
+        self.weights_in_training = not manifest.buffers
         self.batch_size = batch_size or manifest.batch_size
         self.dimensions: Mapping[str, int] = {BATCH: self.batch_size, **manifest.dimensions, **(dimensions or {})}
         self._directory, self._name, self._threads, self._options = directory, name, threads, options
@@ -111,6 +121,15 @@ class NativeEngine:
         for name, value in values.items():
             self._store.write(name, value)
 
+    def buffers(self) -> dict[str, Array]:
+        """Copies of the trained running statistics."""
+        return {b.name: self._store.read(f"{b.name}/{STATISTIC_SLOT}") for b in self.manifest.buffers}
+
+    def set_buffers(self, values: Arrays) -> None:
+        """Replace the named running statistics."""
+        for name, value in values.items():
+            self._store.write(f"{name}/{STATISTIC_SLOT}", value)
+
     def state(self) -> dict[str, Array]:
         """Copies of the optimizer state, keyed `parameter/slot`."""
         return {key_of(p) or "": self._store.read(key_of(p) or "") for p in self._ports("train") if p.role == "state"}
@@ -159,20 +178,22 @@ class NativeEngine:
         return graph.inputs if side == "inputs" else graph.outputs
 
     def _initial(self) -> dict[str, Array]:
-        """Parameters from the file; state and accumulators are zeros."""
+        """Parameters and running statistics from the file; state and accumulators are zeros."""
         if PARAMETERS_FILE not in self.manifest.files:  # then nothing has checked it
             raise ArtifactError(
                 f"the manifest of '{self.manifest.name}' has no sha256 of {PARAMETERS_FILE}. Export the artifact again."
             )
         values: dict[str, Array] = dict(load_file(self._directory / PARAMETERS_FILE))
-        expected = {p.name: (p.shape, p.dtype) for p in self.manifest.parameters}
+        expected = {t.name: (t.shape, t.dtype) for t in self.manifest.weights}
         found = {name: (v.shape, v.dtype.name) for name, v in values.items()}
         if found != expected:
             differing = sorted(set(expected.items()) ^ set(found.items()))
             raise ArtifactError(
-                f"{PARAMETERS_FILE} of '{self.manifest.name}' does not hold the parameters of the manifest, first "
+                f"{PARAMETERS_FILE} of '{self.manifest.name}' does not hold the tensors of the manifest, first "
                 f"difference: {differing[0]}. Export the artifact again."
             )
+        for buffer in self.manifest.buffers:
+            values[f"{buffer.name}/{STATISTIC_SLOT}"] = values.pop(buffer.name)
         for port in (*self._ports("train"), *self._ports("gradients")):
             if port.role in ("state", "accumulator"):
                 values[key_of(port) or ""] = np.zeros([int(d) for d in port.shape], port.dtype)

@@ -31,6 +31,7 @@ class OrtTrainingEngine:
     """Training by onnxruntime-training 1.19.2; see `onnxft.runtime.engine.Engine` for the methods."""
 
     supports_weights = False
+    weights_in_training = False
 
     def __init__(
         self,
@@ -125,6 +126,13 @@ class OrtTrainingEngine:
         """Replace the named parameters."""
         for name, value in values.items():
             self._state.parameters[name].data = np.ascontiguousarray(value)
+
+    def buffers(self) -> dict[str, Array]:
+        """None: this generator keeps running statistics frozen."""
+        return {}
+
+    def set_buffers(self, values: Arrays) -> None:
+        """Nothing to replace; see `buffers`."""
 
     def state(self) -> dict[str, Array]:
         """Copies of the optimizer state: `parameter/slot`, and `step` where the optimizer counts."""

@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 
 from onnxft.errors import ConfigError, DataError
-from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
+from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Manifest
 from onnxft.runtime.artifact import check_parameters, load_artifact
-from onnxft.runtime.batches import check_batch, draw, pad
+from onnxft.runtime.batches import check_batch, check_statistics, draw, pad, why_unweighted
 from onnxft.runtime.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
 from onnxft.runtime.engine import Array, Arrays, Engine, Placement
 from onnxft.runtime.evaluation import data_ports, evaluate
@@ -55,7 +55,8 @@ class TrainSession:
         Raises:
             ArtifactError: the artifact is missing, damaged or of another schema.
             ProviderError: the provider is absent or cannot run the graph.
-            ConfigError: batch_size, threads, seed or a dimension is out of range, or a dimension unknown.
+            ConfigError: batch_size, threads, seed or a dimension is out of range, or a dimension unknown; or a trained
+                BatchNorm would see a single value of a channel.
         """
         for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("seed", seed, 0)):
             if value is not None and value < least:
@@ -69,6 +70,7 @@ class TrainSession:
         self.step_count = 0
         self._micro_step = 0
         self._pending: list[StepResult] = []
+        check_statistics(self.manifest, {BATCH: batch_size or self.manifest.batch_size, **(dimensions or {})})
         self._engine = self._open(
             provider, threads=threads, batch_size=batch_size, dimensions=dimensions, options=provider_options
         )
@@ -90,8 +92,8 @@ class TrainSession:
 
     @property
     def supports_weights(self) -> bool:
-        """Whether rows can be weighted, and so a short batch padded exactly."""
-        return self._engine.supports_weights
+        """Whether rows can be weighted in training, and so a short batch padded exactly."""
+        return self._engine.weights_in_training
 
     # ----- training -----
 
@@ -177,20 +179,25 @@ class TrainSession:
         """{name: value} of the trained parameters, copies."""
         return self._engine.parameters()
 
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """{name: value} of the running statistics of trained BatchNorm layers, copies."""
+        return self._engine.buffers()
+
     def set_parameters(self, values: Arrays) -> None:
-        """Replace trained parameters; those not named keep their value.
+        """Replace trained parameters and running statistics; those not named keep their value.
 
         Raises:
             ArtifactError: a name is unknown, or a shape, type or value does not fit; nothing is changed then.
         """
-        self._engine.set_parameters(check_parameters(self.manifest, values))
+        self._set(check_parameters(self.manifest, values))
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Write parameters, optimizer state and counters as a directory, whole or not at all."""
+        """Write parameters, running statistics, optimizer state and counters as a directory, whole or not at all."""
         if self._pending:
             raise ConfigError("gradients are accumulated: call update() before save_checkpoint().")
         checkpoint = Checkpoint(self.step_count, self.seed, self.manifest.name, self.manifest.optimizer.kind)
-        write_checkpoint(Path(path), checkpoint, self._engine.parameters(), self._engine.state())
+        write_checkpoint(Path(path), checkpoint, self._values(), self._engine.state())
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Continue from a checkpoint of the same artifact; ArtifactError if it is damaged or of another."""
@@ -199,18 +206,18 @@ class TrainSession:
             Path(path),
             checkpoint,
             self.manifest,
-            (self._engine.parameters(), parameters),
+            (self._values(), parameters),
             (self._engine.state(), state),
         )
-        self._engine.set_parameters(parameters)
+        self._set(parameters)
         self._engine.set_state(state)
         self.step_count, self.seed = checkpoint.step_count, checkpoint.seed
         self._pending.clear()
         self._micro_step = 0
 
     def export_model(self, path: str | Path) -> None:
-        """Write the inference model with the current parameters; loadable by any ONNX Runtime."""
-        write_inference_model(self.directory, self.manifest, self._engine.parameters(), Path(path))
+        """Write the inference model with the current weights; loadable by any ONNX Runtime."""
+        write_inference_model(self.directory, self.manifest, self._values(), Path(path))
 
     def close(self) -> None:
         """Release sessions and buffers."""
@@ -233,6 +240,16 @@ class TrainSession:
             return OrtTrainingEngine(self.directory, self.manifest, provider, **settings)
         return NativeEngine(self.directory, self.manifest, provider, **settings)
 
+    def _values(self) -> dict[str, Array]:
+        """Parameters and running statistics."""
+        return {**self._engine.parameters(), **self._engine.buffers()}
+
+    def _set(self, values: Arrays) -> None:
+        """Replace parameters and running statistics, already checked."""
+        buffers = {b.name for b in self.manifest.buffers}
+        self._engine.set_parameters({n: v for n, v in values.items() if n not in buffers})
+        self._engine.set_buffers({n: v for n, v in values.items() if n in buffers})
+
     def _complete(self, batch: Arrays) -> dict[str, Array]:
         checked, rows = check_batch(batch, data_ports(self.manifest), self.manifest.loss, self._engine.dimensions)
         if rows > self.batch_size:
@@ -253,12 +270,15 @@ class TrainSession:
     def _padded(self, batch: Arrays, rows: int) -> dict[str, Array]:
         if self.supports_weights:
             return pad(batch, rows, self.batch_size)
-        if rows != self.batch_size or SAMPLE_WEIGHTS in batch:
+        weights = batch.get(SAMPLE_WEIGHTS)
+        if rows != self.batch_size or (weights is not None and (weights != 1).any()):
             raise DataError(
-                f"the '{self.manifest.generator}' generator cannot weight rows, so a batch must have exactly "
-                f"{self.batch_size} rows and no '{SAMPLE_WEIGHTS}'; this one has {rows} rows."
+                f"{why_unweighted(self.manifest)}, so a batch must have exactly {self.batch_size} rows (batch_size), "
+                f"all of weight 1; this one has {rows} rows{'' if weights is None else ' with weights of their own'}."
             )
-        return dict(batch)
+        if self._engine.supports_weights:
+            return pad(batch, rows, self.batch_size)
+        return {name: array for name, array in batch.items() if name != SAMPLE_WEIGHTS}
 
 
 def _check_dimensions(manifest: Manifest, dimensions: Mapping[str, int]) -> None:

@@ -16,6 +16,7 @@ from onnxft.graph.forward import Forward
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.graph.shapes import dims
 from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, GraphRole, Loss, Optimizer, Port, Role
+from onnxft.step.batch_norm import decompose, use_batch_statistics
 from onnxft.step.losses import LossTerms, label_type, loss_builder
 from onnxft.step.optimizers import optimizer_transform
 from onnxft.step.randomness import randomness_to_inputs
@@ -43,42 +44,56 @@ def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Op
     train = _Graph(forward.train.clone(), forward)
     train.add_random_inputs()
     train.add_parameters(selection)
+    train.add_buffers(selection)
+    buffers = use_batch_statistics(train.op, {name: train.values[name] for name in selection.buffers})
     terms = train.add_loss(loss)
     xs = {name: train.values[name] for name in selection.trainable}
     found = backward(train.op, terms.loss_sum, list(xs.values()))
     gradients = {name: found[x] for name, x in xs.items()}
+    decompose(train.op)
     return {
-        "gradients": _gradients_graph(train, terms, gradients),
+        "gradients": _gradients_graph(train, terms, gradients, buffers),
         "update": _update_graph(forward, selection, optimizer),
-        "train": _train_graph(train, terms, gradients, selection, optimizer),
+        "train": _train_graph(train, terms, gradients, buffers, selection, optimizer),
         "eval": _eval_graph(forward, selection, loss),
     }
 
 
-def _gradients_graph(train: _Graph, terms: LossTerms, gradients: Mapping[str, ir.Value]) -> StepGraph:
+def _gradients_graph(
+    train: _Graph, terms: LossTerms, gradients: Mapping[str, ir.Value], buffers: Mapping[str, ir.Value]
+) -> StepGraph:
     """accumulator + gradient, for each parameter; on a copy, since the training graph goes on from the same point."""
     graph = train.model.graph
-    graph.outputs.extend([terms.loss_sum, terms.weight_sum, *terms.metrics.values(), *gradients.values()])
+    values = [terms.loss_sum, terms.weight_sum, *terms.metrics.values(), *gradients.values(), *buffers.values()]
+    graph.outputs.extend(values)
     clone = train.model.clone()
     graph.outputs.clear()
-    outputs = list(clone.graph.outputs)
+    cloned = dict(zip(values, clone.graph.outputs, strict=True))
     copy = _Graph(clone, train.forward)
     copy.inputs = list(train.inputs)
-    loss_sum, weight_sum, metrics = outputs[0], outputs[1], outputs[2 : 2 + len(terms.metrics)]
-    copy.add_loss_outputs(LossTerms(loss_sum, weight_sum, dict(zip(terms.metrics, metrics, strict=True))))
-    for name, g in zip(gradients, outputs[2 + len(metrics) :], strict=True):
+    metrics = {name: cloned[value] for name, value in terms.metrics.items()}
+    copy.add_loss_outputs(LossTerms(cloned[terms.loss_sum], cloned[terms.weight_sum], metrics))
+    for name, g in gradients.items():
         accumulator = copy.add_state_input(name, "accumulator", "gradient", f"{name}.accumulator")
-        copy.add_output(copy.op.Add(accumulator, g), f"{name}.gradient", "gradient", parameter=name, slot="gradient")
+        total = copy.op.Add(accumulator, cloned[g])
+        copy.add_output(total, f"{name}.gradient", "gradient", parameter=name, slot="gradient")
+    copy.add_buffer_outputs({name: cloned[value] for name, value in buffers.items()})
     return copy.finish()
 
 
 def _train_graph(
-    train: _Graph, terms: LossTerms, gradients: Mapping[str, ir.Value], selection: Selection, optimizer: Optimizer
+    train: _Graph,
+    terms: LossTerms,
+    gradients: Mapping[str, ir.Value],
+    buffers: Mapping[str, ir.Value],
+    selection: Selection,
+    optimizer: Optimizer,
 ) -> StepGraph:
     """Gradients and update in one graph, for a batch that is the whole step."""
     train.add_loss_outputs(terms)
     means = {name: train.op.Div(g, terms.weight_sum) for name, g in gradients.items()}
     _add_update(train, means, selection, optimizer)
+    train.add_buffer_outputs(buffers)
     return train.finish()
 
 
@@ -103,6 +118,7 @@ def _eval_graph(forward: Forward, selection: Selection, loss: Loss) -> StepGraph
     """Loss and outputs in inference behaviour."""
     graph = _Graph(forward.infer.clone(), forward)
     graph.add_parameters(selection)
+    graph.add_buffers(selection)
     terms = graph.add_loss(loss)
     graph.add_loss_outputs(terms)
     for name, value in graph.model_outputs.items():
@@ -151,18 +167,23 @@ class _Graph:
 
     def add_parameters(self, selection: Selection) -> None:
         """Trained parameters become inputs under their names."""
-        graph = self.model.graph
         for name in selection.trainable:
-            tensor = self.tensors[name]
-            old = graph.initializers.pop(name, None)
-            dtype = _element_type(tensor.dtype)
-            value = add_input(self.op, name, dtype, tensor.shape)
-            if old is not None:
-                old.name = f"{name}.initial"
-                old.replace_all_uses_with(value)
-            self.values[name] = value
-            self.inputs.append(_port(value, "parameter", parameter=name))
+            self.inputs.append(_port(self._to_input(name), "parameter", parameter=name))
         separate_shared_weights(self.op)
+
+    def add_buffers(self, selection: Selection) -> None:
+        """Trained running statistics become inputs under their names."""
+        for name in selection.buffers:
+            self.inputs.append(_port(self._to_input(name), "buffer", buffer=name))
+
+    def _to_input(self, name: str) -> ir.Value:
+        tensor = self.tensors[name]
+        old = self.model.graph.initializers.pop(name, None)
+        value = self.values[name] = add_input(self.op, name, _element_type(tensor.dtype), tensor.shape)
+        if old is not None:
+            old.name = f"{name}.initial"
+            old.replace_all_uses_with(value)
+        return value
 
     def add_loss(self, loss: Loss) -> LossTerms:
         if loss.output not in self.model_outputs:
@@ -187,15 +208,27 @@ class _Graph:
         return value
 
     def add_output(
-        self, value: ir.Value, name: str, role: Role, parameter: str | None = None, slot: str | None = None
+        self,
+        value: ir.Value,
+        name: str,
+        role: Role,
+        parameter: str | None = None,
+        slot: str | None = None,
+        buffer: str | None = None,
     ) -> None:
         if value.is_graph_input() or value.is_graph_output():
             value = self.op.Identity(value)
         value.name = name
         self.model.graph.outputs.append(value)
-        if parameter is not None:
-            value.shape = ir.Shape(self.tensors[parameter].shape)
-        self.outputs.append(_port(value, role, parameter=parameter, slot=slot))
+        tensor = self.tensors.get(parameter or buffer or "")
+        if tensor is not None:
+            value.shape = ir.Shape(tensor.shape)
+        self.outputs.append(_port(value, role, parameter, slot, buffer=buffer))
+
+    def add_buffer_outputs(self, buffers: Mapping[str, ir.Value]) -> None:
+        """The running statistics after the batch."""
+        for name, value in buffers.items():
+            self.add_output(value, f"{name}.new", "buffer", buffer=name)
 
     def add_loss_outputs(self, terms: LossTerms) -> None:
         self.add_output(terms.loss_sum, "loss_sum", "loss_sum")
@@ -216,11 +249,16 @@ class _Graph:
 
 
 def _port(
-    value: ir.Value, role: Role, parameter: str | None = None, slot: str | None = None, group: str | None = None
+    value: ir.Value,
+    role: Role,
+    parameter: str | None = None,
+    slot: str | None = None,
+    group: str | None = None,
+    buffer: str | None = None,
 ) -> Port:
     assert value.dtype is not None and value.name is not None
     shape = tuple(d if d is not None else "?" for d in dims(value))
-    return Port(value.name, role, value.dtype.numpy().name, shape, parameter, slot, group)
+    return Port(value.name, role, value.dtype.numpy().name, shape, parameter, slot, group, buffer=buffer)
 
 
 def _element_type(numpy_name: str) -> ir.DataType:

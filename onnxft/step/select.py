@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from onnxft.errors import SelectionError, near
 from onnxft.graph.forward import Forward, Tensor
+from onnxft.step.batch_norm import BatchNorm, choose, layers
 
 DEFAULT_GROUP = "default"
 
@@ -21,12 +22,25 @@ class Selection:
     """{parameter: group}"""
     skipped: dict[str, str]
     """{tensor that a pattern matched but that is not trained: reason}"""
+    batch_norms: tuple[BatchNorm, ...] = ()
+    """BatchNorm layers that normalise by the batch and train their running statistics."""
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the running statistics that training moves."""
+        return tuple(name for layer in self.batch_norms for name in (layer.mean, layer.var))
 
 
-def select(forward: Forward, train: Sequence[str] = ("*",), freeze: Sequence[str] = ()) -> Selection:
+def select(
+    forward: Forward,
+    train: Sequence[str] = ("*",),
+    freeze: Sequence[str] = (),
+    train_batchnorm: Sequence[str] = (),
+) -> Selection:
     """Parameters that match a pattern of `train` and none of `freeze`, in the order of the model.
 
-    A pattern matches any of the names of a tied parameter. Statistics and other buffers are never trained.
+    A pattern matches any of the names of a tied parameter. Buffers are no parameters; running statistics of the
+    BatchNorm layers that match `train_batchnorm` are trained, all others are frozen.
 
     Raises:
         SelectionError: a pattern matches nothing, or nothing is left.
@@ -38,7 +52,8 @@ def select(forward: Forward, train: Sequence[str] = ("*",), freeze: Sequence[str
             hint = near(stem, names) or " `onnxft export --dry-run` lists the names."
             raise SelectionError(f"the pattern '{pattern}' matches no parameter of '{forward.name}'.{hint}")
     chosen = [t for t in forward.tensors if _matches(t, train) and not _matches(t, freeze)]
-    skipped = {t.name: reason for t in chosen if (reason := _unfit(t))}
+    statistics = {name for layer in layers(forward).values() for name in (layer.mean, layer.var)}
+    skipped = {t.name: reason for t in chosen if (reason := _unfit(t, statistics))}
     trainable = tuple(t.name for t in chosen if t.name not in skipped)
     if not trainable:
         raise SelectionError(
@@ -46,16 +61,18 @@ def select(forward: Forward, train: Sequence[str] = ("*",), freeze: Sequence[str
             + (f": {'; '.join(f'{n} ({r})' for n, r in list(skipped.items())[:3])}" if skipped else "")
             + "."
         )
-    return Selection(trainable, dict.fromkeys(trainable, DEFAULT_GROUP), skipped)
+    return Selection(trainable, dict.fromkeys(trainable, DEFAULT_GROUP), skipped, choose(forward, train_batchnorm))
 
 
 def _matches(tensor: Tensor, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for name in (tensor.name, *tensor.tied_to) for p in patterns)
 
 
-def _unfit(tensor: Tensor) -> str | None:
+def _unfit(tensor: Tensor, statistics: Collection[str]) -> str | None:
     if tensor.kind == "buffer":
         return "a buffer, not a parameter"
+    if tensor.name in statistics:  # a source may not tell buffers from parameters
+        return "a running statistic of a BatchNorm layer, not a parameter"
     if not tensor.dtype.startswith("float"):
         return f"its type {tensor.dtype} has no gradient"
     return None if tensor.used else "the model does not read it"

@@ -48,7 +48,7 @@ class Start:
     rows: int
     """Rows of the training data."""
     rows_left_out: int
-    """Rows that each epoch leaves out: the engine cannot weight rows, so a short batch cannot be padded."""
+    """Rows that each epoch leaves out: where rows cannot be weighted, a short batch cannot be padded."""
 
 
 @dataclass(frozen=True)

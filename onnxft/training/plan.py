@@ -11,6 +11,7 @@ from typing import Literal
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, near
 from onnxft.manifest import LABELS, SAMPLE_WEIGHTS
+from onnxft.runtime.batches import why_unweighted
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.data import Array, Dataset, num_batches
@@ -35,7 +36,7 @@ class Plan:
     batches: int
     """Batches of one epoch."""
     drop_short: bool
-    """Whether a last short batch is left out, because the engine cannot weight rows."""
+    """Whether a last short batch is left out, because rows cannot be weighted."""
     updates: int
     """Updates of the whole run."""
     origin: dict[str, str]
@@ -59,9 +60,10 @@ class Plan:
                 f"Use --batch-size {len(data)} or less, or more data."
             )
         if not session.supports_weights and SAMPLE_WEIGHTS in data.arrays:
+            instead = "without --train-batchnorm" if manifest.buffers else "with --generator native"
             raise DataError(
-                f"{data.source} has '{SAMPLE_WEIGHTS}', but the '{manifest.generator}' generator cannot weight rows. "
-                "Remove the array, or export with --generator native."
+                f"{data.source} has '{SAMPLE_WEIGHTS}', but {why_unweighted(manifest)}. "
+                f"Remove the array, or export {instead}."
             )
         batches = num_batches(len(data), size, drop_short=not session.supports_weights)
         if config.accumulate > batches:

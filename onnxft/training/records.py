@@ -4,7 +4,7 @@ config.yaml               the effective configuration
 env.json                  versions, device, provider asked for and obtained
 results.csv               one row an epoch; equal for equal runs, so without time and memory
 timings.csv               seconds, samples a second and memory of each epoch
-weights/best.safetensors  trained parameters of the best epoch and of the last one
+weights/best.safetensors  trained parameters and running statistics of the best epoch and of the last one
 weights/last.safetensors
 checkpoints/last/         all that a resumed run needs
 model.onnx                inference model with the best weights
@@ -44,7 +44,7 @@ _FILES = (
 
 @dataclass
 class Position:
-    """Where a run stands between two updates; with parameters and optimizer state, all that a resume needs."""
+    """Where a run stands between two updates; with the session's checkpoint, all that a resume needs."""
 
     origin: dict[str, str]
     """SHA-256 of what the run was begun with: artifact, data, val."""
@@ -108,7 +108,7 @@ class Records:
 
     def save_epoch(self, session: TrainSession, position: Position, row: Row, timing: Row) -> None:
         """Record a complete epoch: weights, tables, checkpoint."""
-        weights = save(dict(session.parameters))
+        weights = save({**session.parameters, **session.buffers})
         write_atomically(self.directory / "weights" / "last.safetensors", weights)
         if position.best_epoch == position.epoch:
             write_atomically(self.directory / "weights" / "best.safetensors", weights)
@@ -128,7 +128,7 @@ class Records:
 
     def finish(self, session: TrainSession, best_epoch: int) -> None:
         """Write model.onnx with the best weights, and curves.png where it can be; `session` keeps its weights."""
-        last = session.parameters
+        last = {**session.parameters, **session.buffers}
         session.set_parameters(load((self.directory / "weights" / "best.safetensors").read_bytes()))
         session.export_model(self.directory / "model.onnx")
         session.set_parameters(last)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxft.benchmark.batch import draws_random_numbers, input_ports, random_batch, trains_buffers
+from onnxft.benchmark.batch import draws_random_numbers, input_ports, random_batch
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, GraphFile, Manifest, Port
 
@@ -46,9 +46,6 @@ def test_other_dimensions_take_the_size_of_the_manifest(fake_manifest: MakeManif
     assert random_batch(opened, 2, 0)["tokens"].shape == (2, 5)
 
 
-def test_random_ports_and_buffers_of_the_training_graph_are_seen(fake_manifest: MakeManifest) -> None:
+def test_random_ports_of_the_training_graph_are_seen(fake_manifest: MakeManifest) -> None:
     assert draws_random_numbers(fake_manifest(random=True))
     assert not draws_random_numbers(fake_manifest())
-    buffers = (Port("bn.running_mean", "buffer", "float32", (3,)),)
-    assert trains_buffers(replace(fake_manifest(), graphs={"train": GraphFile("train.onnx", buffers)}))
-    assert not trains_buffers(fake_manifest())

@@ -20,6 +20,7 @@ from onnxft.manifest import (
     FILE_NAME,
     FROZEN_FILE,
     PARAMETERS_FILE,
+    Buffer,
     ByteRange,
     GraphFile,
     Loss,
@@ -90,6 +91,10 @@ MANIFEST = Manifest(
 )
 
 
+def statistics(layer: str) -> tuple[Buffer, ...]:
+    return (Buffer(f"{layer}.running_mean", (3,), "float32", "mean", layer, (BATCH,)),)
+
+
 @pytest.fixture
 def request_of(tmp_path: Path) -> Any:
     """(factory, manifest) -> request for the torch side."""
@@ -144,6 +149,16 @@ def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, 
     assert measurement.versions == {"torch": torch.__version__}
 
 
+def test_a_trained_batch_norm_takes_the_statistics_of_the_batch(request_of: Any) -> None:
+    measurement, _ = torch_baseline.run(request_of(manifest=replace(MANIFEST, buffers=statistics("norm"))))
+    z_BF = random_batch(MANIFEST, 6, seed=0)["image"] @ FROZEN["stem.weight"].T + FROZEN["stem.bias"]
+    h_BF = np.maximum((z_BF - z_BF.mean(0)) / np.sqrt(z_BF.var(0) + 1e-5), 0)
+    s_BC = h_BF @ VALUES["fc.weight"].T + VALUES["fc.bias"]
+    p_BC = np.exp(s_BC) / np.exp(s_BC).sum(1, keepdims=True)
+    labels = random_batch(MANIFEST, 6, seed=0)["labels"]
+    assert measurement.loss == pytest.approx(float(-np.log(p_BC[np.arange(6), labels]).mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("factory", "changes", "words"),
     [
@@ -153,11 +168,8 @@ def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, 
         ("one_output", {}, "returns 1 values where the artifact has features, logits"),
         ("make", {"optimizer": Optimizer("sgd", {"momentum": 0.9, "dampening": 0.1})}, "option(s) dampening"),
         ("make", {"optimizer": Optimizer("lion")}, "torch has no optimizer 'lion'"),
-        (
-            "make",
-            {"graphs": {"train": GraphFile("t.onnx", (Port("mean", "buffer", "float32", (3,)),))}},
-            "running statistics",
-        ),
+        ("make", {"buffers": statistics("bn")}, "trains the BatchNorm layer 'bn'; the source has nothing of that name"),
+        ("make", {"buffers": statistics("fc")}, "trains the BatchNorm layer 'fc'; the source has a Linear there"),
     ],
 )
 def test_work_that_would_differ_is_refused(request_of: Any, factory: str, changes: Any, words: str) -> None:

@@ -227,3 +227,12 @@ def test_the_process(arguments: list[str], code: int, out: str, err: str, tmp_pa
     assert done.returncode == code
     assert done.stdout.startswith(out)
     assert done.stderr.startswith(err)
+
+
+def test_batch_norm_layers_are_chosen_by_pattern(onnxft_command: Command) -> None:
+    done = onnxft_command("export", f"{MODELS}:normed", "--dry-run", "--train-batchnorm", "bn[13]")
+    assert done.code == ExitStatus.OK
+    assert "BatchNorm layers that train their running statistics: bn1, bn3." in done.out
+    done = onnxft_command("export", f"{MODELS}:normed", "--dry-run", "--train-batchnorm", "norm1")
+    assert done.code == ExitStatus.MODEL
+    assert "the pattern 'norm1' matches no BatchNorm layer. Known: 'bn1', 'bn2', 'bn3'." in done.err

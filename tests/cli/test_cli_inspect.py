@@ -40,7 +40,15 @@ def shown(*arguments: object) -> list[str]:
         (
             "twins",
             {"optimizer": "sgd", "batch_size": 5},
-            ["Optimizer sgd, momentum=0, nesterov=0, weight_decay=0", "embed.weight = back.weight 6 × 7 float32 default 42"],
+            [
+                "Optimizer sgd, momentum=0, nesterov=0, weight_decay=0",
+                "embed.weight = back.weight 6 × 7 float32 default 42",
+            ],
+        ),
+        (
+            "normed",
+            {"train_batchnorm": ("bn1", "bn3")},
+            ["BatchNorm layers that train their running statistics: bn1, bn3."],
         ),
     ],
 )

@@ -27,6 +27,8 @@ class Subject:
     scale: float = 1.0
     frozen: tuple[str, ...] = ()
     """Patterns of parameters that are not trained."""
+    trained_norms: tuple[str, ...] = ()
+    """BatchNorm layers that train their running statistics."""
 
     def batches(self, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
         """Random batches of `ROWS` rows."""
@@ -40,11 +42,14 @@ class Subject:
         return {self.input_name: x, "labels": rng.integers(0, self.outputs, ROWS)}
 
     def module(self) -> torch.nn.Module:
-        """The torch model as it is trained here: normalisation in inference behaviour, no dropout."""
+        """The torch model as it is trained here: normalisation frozen but for `trained_norms`, no dropout."""
         module, _ = self.factory()
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.frozen))
-        return module.eval()
+        module.eval()
+        for name in self.trained_norms:
+            module.get_submodule(name).train()
+        return module
 
     def mean_loss(
         self, module: torch.nn.Module, batch: dict[str, np.ndarray], dtype: torch.dtype = torch.float32
@@ -77,6 +82,7 @@ SUBJECTS = {
                 (models.rnn, 7),
             )
         ),
+        Subject("normed", models.normed, "image", (2, 9, 8), "cross_entropy", 4, trained_norms=("bn1", "bn3")),
         Subject("efficientnet", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2),
         # With constant normalisation, runtimes fold it into the convolutions around it.
         Subject("efficientnet_cut", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2, frozen=("*_bn*",)),
@@ -85,10 +91,13 @@ SUBJECTS = {
 
 
 def torch_losses(
-    subject: Subject, optimizer: Callable[..., torch.optim.Optimizer], batches: Sequence[dict[str, np.ndarray]]
+    subject: Subject,
+    optimizer: Callable[..., torch.optim.Optimizer],
+    batches: Sequence[dict[str, np.ndarray]],
+    module: torch.nn.Module | None = None,
 ) -> list[float]:
-    """Losses of torch's own steps over `batches`."""
-    module = subject.module()
+    """Losses of torch's own steps over `batches`, on `module` where it is given."""
+    module = module or subject.module()
     stepper = optimizer(module.parameters())
     losses = []
     for batch in batches:

@@ -48,6 +48,7 @@ def artifact_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             made[key] = onnxft.export(
                 *subject.factory(), folder / f"{subject.name}-{len(made)}", loss=subject.loss, optimizer=optimizer,
                 optimizer_options=options, batch_size=ROWS, dropout=False, frozen=subject.frozen,
+                train_batchnorm=subject.trained_norms,
             )  # fmt: skip
         return made[key]
 

@@ -34,7 +34,7 @@ def largest_difference(name: str, optimizer: str, provider: str, artifact_of: Ca
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["mlp", "mlp_regression", "convnet", "shared_conv", "gru_states"])
+@pytest.mark.parametrize("name", ["mlp", "mlp_regression", "convnet", "shared_conv", "normed", "gru_states"])
 def test_twenty_steps_equal_torch(name: str, optimizer: str, provider: str, artifact_of: Callable[..., Path]) -> None:
     assert largest_difference(name, optimizer, provider, artifact_of) <= TOLERANCE
 

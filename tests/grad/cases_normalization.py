@@ -13,9 +13,21 @@ ZEROS = np.array([[0.0, 0.0, 0.0], [3.0, 0.0, -4.0]])
 
 def batch_norm(x, epsilon=1e-5):
     c = (x[1],)
-    function = lambda x, s, b, mean, var: functional.batch_norm(x, mean, var, s, b, eps=epsilon)  # noqa: E731
+
+    def function(x, s, b, mean, var):  # torch's own has no gradient of mean and var
+        s, b, mean, var = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in (s, b, mean, var))
+        return (x - mean) / torch.sqrt(var + epsilon) * s + b
+
     inputs = (x, c, c, c, Range(c))
-    return Case("BatchNormalization", inputs, function, {"epsilon": epsilon}, frozen=(3, 4), batch=(0,))
+    return Case("BatchNormalization", inputs, function, {"epsilon": epsilon}, batch=(0,))
+
+
+def trained_batch_norm(x, epsilon=1e-5):
+    c = (x[1],)
+    function = lambda x, s, b, *_: functional.batch_norm(x, None, None, s, b, training=True, eps=epsilon)  # noqa: E731
+    inputs = (x, c, c, c, Range(c))
+    attrs = {"epsilon": epsilon, "training_mode": 1, "momentum": 0.0}
+    return Case("BatchNormalization", inputs, function, attrs, outputs=3, frozen=(3, 4), batch=(0,))
 
 
 def layer_norm(x, axis, bias=True, outputs=1, epsilon=1e-5):
@@ -52,6 +64,10 @@ CASES = [
     batch_norm((2, 3, 4, 5)),
     batch_norm((2, 3, 4), epsilon=1e-3),
     batch_norm((2, 3)),
+    trained_batch_norm((2, 3, 4, 5)),
+    trained_batch_norm((4, 3, 5), epsilon=1e-2),
+    trained_batch_norm((5, 3)),
+    trained_batch_norm((2, 3, 4, 1, 2)),
     layer_norm((2, 3, 4), -1),
     layer_norm((2, 3, 4), 1),
     layer_norm((2, 3, 4), 2, bias=False, epsilon=1e-2),

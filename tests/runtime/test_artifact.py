@@ -81,7 +81,7 @@ def other_parameters(artifact: Path) -> None:
         (manifest(lambda m: m["files"].pop("parameters.safetensors")), "has no sha256 of parameters.safetensors"),
         (manifest(lambda m: m["graphs"].pop("train")), "has no 'train' graph"),
         (lambda a: (a / "manifest.json").write_text("{\"name\": "), "is not a manifest of onnxft"),
-        (other_parameters, "does not hold the parameters of the manifest"),
+        (other_parameters, "does not hold the tensors of the manifest"),
     ],
 )  # fmt: skip
 def test_a_damaged_artifact_is_refused(damage: Callable[[Path], Any], words: str, artifact: Path) -> None:

@@ -16,11 +16,18 @@ from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.sessions import OpenSession, open_session
 
 ROWS = 16
-BATCH = {
-    "x": np.random.default_rng(40).standard_normal((ROWS, 7)).astype(np.float32),
-    "labels": np.arange(ROWS) % 5,
-    "sample_weights": np.ones(ROWS, np.float32),
+RNG = np.random.default_rng(40)
+COMMON = {"labels": np.arange(ROWS) % 4, "sample_weights": np.ones(ROWS, np.float32)}
+BATCHES = {
+    "mlp": {"x": RNG.standard_normal((ROWS, 7)).astype(np.float32), **COMMON},
+    # Its BatchNorm trains: running statistics change buffers with the gradients, parameters with the update.
+    "normed": {
+        "image": RNG.standard_normal((ROWS, 2, 9, 8)).astype(np.float32),
+        "random.0": np.ones((ROWS, 7), np.float32),
+        **COMMON,
+    },
 }
+MODELS = pytest.mark.parametrize("model", BATCHES)
 
 
 class RecordingBinding:
@@ -69,9 +76,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordingBinding]]:
     return found
 
 
-def engine(artifact: Path) -> NativeEngine:
+def engine(exported: Callable[..., Path], model: str) -> NativeEngine:
     from onnxft.runtime.artifact import load_artifact
 
+    artifact = exported(model, **({"train_batchnorm": ("bn1", "bn3")} if model == "normed" else {}))
     return NativeEngine(artifact, load_artifact(artifact), threads=1)
 
 
@@ -79,14 +87,15 @@ def hyper(step: int) -> Hyper:
     return Hyper({"default": 0.05}, {"default": 0.01}, step)
 
 
+@MODELS
 def test_only_the_update_graph_writes_over_its_inputs(
-    exported: Callable[..., Path], runs: dict[str, list[RecordingBinding]]
+    model: str, exported: Callable[..., Path], runs: dict[str, list[RecordingBinding]]
 ) -> None:
-    opened = engine(exported("mlp"))
+    opened, batch = engine(exported, model), BATCHES[model]
     for step in range(1, 4):
-        opened.step(BATCH, hyper(2 * step - 1))
+        opened.step(batch, hyper(2 * step - 1))
         for _ in range(3):
-            opened.accumulate(BATCH)
+            opened.accumulate(batch)
         opened.update(hyper(2 * step), 3.0 * ROWS)
     assert [len(runs[role]) for role in ("train", "gradients", "update")] == [3, 9, 3]
     for role in ("train", "gradients"):
@@ -99,8 +108,9 @@ def test_only_the_update_graph_writes_over_its_inputs(
         assert all(output == f"{name}.new" for name, output in same.items()), same
 
 
+@MODELS
 def test_in_place_and_out_of_place_updates_are_the_same(
-    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    model: str, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*, in_place: bool) -> dict[str, bytes]:
         monkeypatch.setattr(
@@ -108,27 +118,30 @@ def test_in_place_and_out_of_place_updates_are_the_same(
             lambda o, g, s, in_place: BoundRunner(o, g, s, in_place=in_place and allowed),
         )  # fmt: skip
         allowed = in_place
-        opened = engine(exported("mlp"))
+        opened, batch = engine(exported, model), BATCHES[model]
         for step in range(1, 6):
-            opened.accumulate(BATCH)
-            opened.accumulate(BATCH)
+            opened.accumulate(batch)
+            opened.accumulate(batch)
             opened.update(Hyper({"default": 0.05}, {"default": 0.01}, step, max_norm=0.5, max_value=0.1), 2.0 * ROWS)
-        return {n: v.tobytes() for n, v in (opened.parameters() | opened.state()).items()}
+        return {n: v.tobytes() for n, v in (opened.parameters() | opened.state() | opened.buffers()).items()}
 
     assert run(in_place=True) == run(in_place=False)
 
 
-def test_both_ways_of_binding_are_the_same(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@MODELS
+def test_both_ways_of_binding_are_the_same(
+    model: str, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(store: type, runner: Any) -> dict[str, bytes]:
         monkeypatch.setattr(native, "BoundStore", store)
         monkeypatch.setattr(native, "BoundRunner", runner)
-        opened = engine(exported("mlp"))
+        opened, batch = engine(exported, model), BATCHES[model]
         for step in range(1, 6):
-            opened.step(BATCH, hyper(2 * step - 1))
-            opened.accumulate(BATCH)
-            opened.accumulate(BATCH)
+            opened.step(batch, hyper(2 * step - 1))
+            opened.accumulate(batch)
+            opened.accumulate(batch)
             opened.update(hyper(2 * step), 2.0 * ROWS)
-        return {n: v.tobytes() for n, v in (opened.parameters() | opened.state()).items()}
+        return {n: v.tobytes() for n, v in (opened.parameters() | opened.state() | opened.buffers()).items()}
 
     bound = run(BoundStore, BoundRunner)
     values = run(ValueStore, lambda opened, graph, store, in_place: ValueRunner(opened, graph, store))

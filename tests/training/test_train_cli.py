@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import yaml
 from click.testing import CliRunner
 from training_fake_session import FakeSession, make_manifest, make_rows
 
-from onnxft.cli.train import train
+from onnxft.cli.train import _banner, train
 from onnxft.errors import ArtifactError, ConfigError, DataError
+from onnxft.manifest import Buffer
+from onnxft.runtime.engine import Placement
 from onnxft.training import loop
+from onnxft.training.config import TrainConfig
 
 RUNS = Path("runs")
 
@@ -161,3 +165,12 @@ def test_resume_refuses_another_option(command):
     command("--epochs", "1", "--lr", "0.1")
     with pytest.raises(ConfigError, match=r"lr 0\.1.*lr 0\.2"):
         command("--resume", "--lr", "0.2")
+
+
+def test_rows_left_out_for_trained_batch_norm_are_counted_with_the_reason(capsys):
+    manifest = replace(make_manifest(), buffers=(Buffer("norm.mean", (3,), "float32", "mean", "norm", ("batch",)),))
+    _banner(loop.Start(manifest, Placement("cpu", "cpu"), TrainConfig(), RUNS / "linear-1", 5, 17, 2))
+    assert (
+        "2 rows of each epoch are left out: BatchNorm 'norm' trains on the statistics of the batch, which padding or "
+        "weights would falsify, so a short batch cannot be padded"
+    ) in capsys.readouterr().out

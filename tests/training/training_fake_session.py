@@ -113,6 +113,10 @@ class FakeSession:
     def parameters(self):
         return {"weight": self.weight.copy()}
 
+    @property
+    def buffers(self):
+        return {}
+
     def set_parameters(self, values):
         self.weight = values["weight"].copy()
 

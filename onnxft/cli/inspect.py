@@ -73,12 +73,18 @@ def _model(path: Path) -> None:
     from onnxft.cli.render import console, say, table
     from onnxft.grad.coverage import coverage
 
-    meaning = {"rule": "has a rule", "by nature": "no derivative", "not yet": "no rule yet", "other domain": "not ONNX"}
+    meaning = {
+        "rule": "has a rule",
+        "lowered": "by others",
+        "by nature": "no derivative",
+        "not yet": "no rule yet",
+        "other domain": "not ONNX",
+    }
     found = coverage(path)
     operators = table("operator", ">nodes", "derivative", "")
     for op in found:
         name = f"{op.domain}::{op.op_type}" if op.domain else op.op_type
-        style = "" if op.status == "rule" else "dim" if op.status == "by nature" else "bold"
+        style = "" if op.status in ("rule", "lowered") else "dim" if op.status == "by nature" else "bold"
         operators.add_row(escape(name), f"{op.count:,}", meaning[op.status], escape(op.reason), style=style)
     console().print(operators)
     lacking = [op.op_type for op in found if op.status in ("not yet", "other domain")]

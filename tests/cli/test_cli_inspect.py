@@ -92,7 +92,8 @@ def model(tmp_path: Path) -> Path:
             helper.make_node("Det", ["m"], ["d"]),
             helper.make_node("Shape", ["x"], ["s"]),
             helper.make_node("Twice", ["h"], ["t"], domain="own"),
-            helper.make_node("FusedGelu", ["t"], ["g"], domain="com.microsoft"),
+            helper.make_node("Gelu", ["t"], ["u"], domain="com.microsoft"),
+            helper.make_node("FusedGelu", ["u"], ["g"], domain="com.microsoft"),
             helper.make_node("If", ["p"], ["y"], then_branch=branch, else_branch=other),
         ],
         "g",
@@ -110,11 +111,12 @@ def model(tmp_path: Path) -> Path:
 
 def test_the_operators_of_a_model(model: Path) -> None:
     found = {c.op_type: c for c in coverage(model)}
-    assert set(found) == {"Add", "Det", "FusedGelu", "If", "Relu", "Shape", "Sinh"}
+    assert set(found) == {"Add", "Det", "FusedGelu", "Gelu", "If", "Relu", "Shape", "Sinh"}
     assert found["Relu"] == Coverage("Relu", "", 2, "rule")
     assert found["Add"] == Coverage("Add", "", 1, "rule")
     assert found["Det"] == Coverage("Det", "", 1, "not yet", without_rule()["Det"])
     assert found["Shape"] == Coverage("Shape", "", 1, "by nature", "its result is integers")
+    assert found["Gelu"] == Coverage("Gelu", "com.microsoft", 1, "lowered")
     assert found["FusedGelu"] == Coverage("FusedGelu", "com.microsoft", 1, "other domain")
 
 
@@ -123,6 +125,7 @@ def test_inspecting_a_model(model: Path) -> None:
     assert "Relu 2 has a rule" in found
     assert "Det 1 no rule yet its gradient needs the inverse" in found
     assert "Shape 1 no derivative its result is integers" in found
+    assert "com.microsoft::Gelu 1 by others" in found
     assert "com.microsoft::FusedGelu 1 not ONNX" in found
     assert found[-1].startswith("Not covered: Det, ")
 

@@ -58,6 +58,11 @@ def rewrite_of(domain: str, op_type: str, since: int) -> Rewrite | None:
     return None
 
 
+def rewritten(domain: str) -> tuple[str, ...]:
+    """Operators of a domain that have a rewrite, sorted."""
+    return tuple(sorted(op_type for of, op_type in _rewrites if of == domain))
+
+
 def refusal(node: ir.Node, reason: str, way_out: str) -> ModelError:
     """The error of a node that has no form in opset 18."""
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -72,7 +72,7 @@ def plan(
     trainable: Sequence[str] = ("*",),
     frozen: Sequence[str] = (),
     train_batchnorm: Sequence[str] = (),
-    loss: str = "cross_entropy",
+    loss: str | None = None,
     loss_output: str | None = None,
     optimizer: str = "adamw",
     optimizer_options: Mapping[str, float] | None = None,
@@ -80,6 +80,7 @@ def plan(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
+    dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
     dimensions: Mapping[str, int] | None = None,
     classes: Sequence[str] = (),
     preprocessing: Mapping[str, Any] | None = None,
@@ -91,18 +92,20 @@ def plan(
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 
-    loss_builder(loss)  # an unknown loss is found before the export, which may take minutes
+    if loss is not None:
+        loss_builder(loss)  # an unknown loss is found before the export, which may take minutes
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
     forward = export_source(
         model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout,
-        dimensions=dimensions,
+        dynamic_shapes=dynamic_shapes, dimensions=dimensions,
     )  # fmt: skip
     _check_dimensions(forward, dimensions or {})
     outputs = {str(v.name): v for v in forward.infer.graph.outputs}
-    chosen = loss_output or next(iter(outputs))
+    suggested = forward.loss
+    chosen = loss_output or (suggested.output if suggested else next(iter(outputs)))
     if chosen not in outputs:
         raise ConfigError(f"the model has no output '{chosen}'.{near(chosen, outputs)}")
-    reads = describe_loss(loss, outputs[chosen])
+    reads = describe_loss(loss or (suggested.kind if suggested else "cross_entropy"), outputs[chosen], suggested)
     if classes and reads.num_classes != len(classes):
         raise ConfigError(f"{len(classes)} class names were given, the model has {reads.num_classes} classes.")
     forward = replace(
@@ -131,7 +134,7 @@ def export(
     trainable: Sequence[str] = ("*",),
     frozen: Sequence[str] = (),
     train_batchnorm: Sequence[str] = (),
-    loss: str = "cross_entropy",
+    loss: str | None = None,
     loss_output: str | None = None,
     optimizer: str = "adamw",
     optimizer_options: Mapping[str, float] | None = None,
@@ -140,6 +143,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
+    dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
     dimensions: Mapping[str, int] | None = None,
     classes: Sequence[str] = (),
     preprocessing: Mapping[str, Any] | None = None,
@@ -149,15 +153,16 @@ def export(
     """Export a model as a training artifact.
 
     Args:
-        model: a torch module (left as it is), a path `model.onnx`, or a source string `package.module:factory` or
-            `file.py:factory`.
-        example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}; a file needs none.
+        model: a torch module (left as it is), a path `model.onnx`, or a source string: `package.module:factory`,
+            `file.py:factory` or a Hugging Face model directory.
+        example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}; a file or a directory
+            needs none.
         directory: where to write; None: `artifacts/<name of the source>`.
         trainable: globs of the parameters to train.
         frozen: globs of parameters that are not trained after all.
         train_batchnorm: globs of the BatchNorm layers that normalise by the batch and move their running statistics,
             as torch's do in training mode; all others keep the statistics that they have. `num_batches_tracked` stays.
-        loss: `cross_entropy` (int64 labels) or `mse`.
+        loss: `cross_entropy` (int64 labels) or `mse`; None: what the source suggests, else `cross_entropy`.
         loss_output: output that the loss reads; None: the first.
         optimizer: `adamw`, `adam`, `lion` or `sgd`.
         optimizer_options: `beta1`, `beta2`, `eps`; `momentum`, `nesterov`. The rest has torch's defaults.
@@ -166,6 +171,7 @@ def export(
         input_names: names of the inputs; None: the argument names of `forward`.
         output_names: names of the outputs.
         dropout: whether training keeps Dropout and other random operators.
+        dynamic_shapes: {input: {axis: name}} of dimensions that stay symbolic besides the batch; a session fixes them.
         dimensions: {symbolic dimension besides the batch: size that sessions use unless told otherwise}.
         classes: names of the classes, kept in the manifest.
         preprocessing: kept in the manifest for those who feed the model.
@@ -185,8 +191,9 @@ def export(
     made = plan(
         model, example_inputs, trainable=trainable, frozen=frozen, train_batchnorm=train_batchnorm, loss=loss,
         loss_output=loss_output, optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
-        input_names=input_names, output_names=output_names, dropout=dropout, dimensions=dimensions, classes=classes,
-        preprocessing=preprocessing, name=Path(directory).name if directory is not None else None,
+        input_names=input_names, output_names=output_names, dropout=dropout, dynamic_shapes=dynamic_shapes,
+        dimensions=dimensions, classes=classes, preprocessing=preprocessing,
+        name=Path(directory).name if directory is not None else None,
     )  # fmt: skip
     place = Path(directory) if directory is not None else Path("artifacts") / made.forward.name
     made.write(

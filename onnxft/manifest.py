@@ -173,6 +173,12 @@ class Loss:
     output: str
     """The model output that it reads."""
     num_classes: int | None = None
+    class_axis: int = 1
+    """Axis of the output that runs over the classes; transformers has the tokens before it."""
+    ignore_index: int | None = None
+    """Label that does not count."""
+    shift: int = 0
+    """How many positions along axis 1 the labels are ahead of the output: 1 predicts the next token."""
 
 
 OptimizerKind = Literal["adam", "adamw", "lion", "sgd"]
@@ -280,6 +286,10 @@ class Manifest:
         for dimension, size in self.dimensions.items():
             if dimension == BATCH or size < 1:
                 yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
+        if self.loss.class_axis < 1:
+            yield f"the classes lie along axis {self.loss.class_axis}, which must be at least 1"
+        if self.loss.shift < 0 or (self.loss.shift and (self.loss.class_axis != 2 or self.loss.ignore_index is None)):
+            yield "the loss shifts labels without positions before the classes and an ignored label"
         names = {p.name for p in self.parameters}
         if len(names) != len(self.parameters):
             yield "a parameter is listed twice"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxft.cli.options import config_option, dimension_option, key_values
+from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, key_values
 
 
 @click.command("export")
@@ -25,7 +25,9 @@ from onnxft.cli.options import config_option, dimension_option, key_values
     metavar="GLOB",
     help="BatchNorm layers that use the batch's statistics and train their running ones [default: none]. Repeatable.",
 )
-@click.option("--loss", default="cross_entropy", show_default=True, metavar="NAME", help="cross_entropy or mse.")
+@click.option(
+    "--loss", metavar="NAME", help="cross_entropy or mse [default: what the source suggests, else cross_entropy]."
+)
 @click.option("--loss-output", metavar="NAME", help="Output that the loss reads [default: the first].")
 @click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="adamw, adam, lion or sgd.")
 @click.option(
@@ -43,6 +45,10 @@ from onnxft.cli.options import config_option, dimension_option, key_values
 @click.option(
     "--output-name", "output_names", multiple=True, metavar="NAME", help="Name of an output, in order. Repeatable."
 )
+@click.option(
+    "--dynamic", "dynamic_shapes", multiple=True, metavar="INPUT:AXIS=NAME",
+    help="Dimension that stays symbolic besides the batch. Repeatable.",
+)  # fmt: skip
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Name of a class, in order. Repeatable.")
 @click.option(
     "--dropout/--no-dropout", default=True, show_default=True, help="Keep Dropout and other random operators."
@@ -53,16 +59,17 @@ from onnxft.cli.options import config_option, dimension_option, key_values
 @click.option("--dry-run", is_flag=True, help="Show what would be trained; write nothing.")
 @config_option
 def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any) -> None:
-    """Export SOURCE (model.onnx, package.module:factory or file.py:factory) as a training artifact.
+    """Export SOURCE as a training artifact: model.onnx, package.module:factory, file.py:factory or a model directory.
 
-    A factory returns (torch module, example inputs); a .onnx file needs no torch. Try
-    --dry-run first: it lists every parameter and what the patterns choose.
+    A factory returns (torch module, example inputs); a directory is one of Hugging Face; a .onnx file
+    needs no torch. Try --dry-run first: it lists every parameter and what the patterns choose.
     """
     from onnxft.api import plan
     from onnxft.cli.render import artifact_summary, parameter_table, say
 
     writing = {key: options.pop(key) for key in ("batch_size", "generator", "python")}
     options["optimizer_options"] = key_values(options["optimizer_options"])
+    options["dynamic_shapes"] = dynamic_shapes(options["dynamic_shapes"]) or None
     options["trainable"] = options["trainable"] or ("*",)
     for key in ("input_names", "output_names"):
         options[key] = options[key] or None

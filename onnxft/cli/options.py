@@ -42,6 +42,18 @@ def _sizes(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> 
     return sizes
 
 
+def dynamic_shapes(given: Sequence[str]) -> dict[str, dict[int, str]]:
+    """`INPUT:AXIS=NAME` options as {input: {axis: name}}; click's usage error where one is of another form."""
+    shapes: dict[str, dict[int, str]] = {}
+    for one in given:
+        place, _, name = one.rpartition("=")
+        source, _, axis = place.rpartition(":")
+        if not source or not name or not axis.isdecimal():
+            raise click.BadParameter(f"'{one}' is not of the form INPUT:AXIS=NAME.")
+        shapes.setdefault(source, {})[int(axis)] = name
+    return shapes
+
+
 def config_option(command: F) -> F:
     """`--config FILE.yaml`: values for the options of the command, which flags override."""
     return click.option(

@@ -54,13 +54,19 @@ def check_tensors(module: nn.Module, graph: ir.Graph, tensors: Mapping[str, Tens
             )
 
 
-def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, torch.Tensor]) -> None:
-    """The inference graph computes what the module computes, for the example batch and for another size.
+def check_outputs(
+    forward: Forward,
+    module: nn.Module,
+    examples: Mapping[str, torch.Tensor],
+    dynamic_shapes: Mapping[str, Mapping[int, str]],
+) -> None:
+    """The inference graph computes what the module computes, for the example and for another batch size.
 
-    The tolerance is 1e-3 (float32) or 1e-9 (float64) of the largest output: rounding passes, a wrong graph does not.
+    Where further dimensions are symbolic, the other batch is shorter along them. The tolerance is 1e-3
+    (float32) or 1e-9 (float64) of the largest output: rounding passes, a wrong graph does not.
 
     Raises:
-        ModelError: an output differs, or the graph does not take another batch size.
+        ModelError: an output differs, or the graph does not take another size.
     """
     rows = len(next(iter(examples.values())))
     report = f"Please report it with the torch version {torch.__version__}."
@@ -73,24 +79,40 @@ def check_outputs(forward: Forward, module: nn.Module, examples: Mapping[str, to
             double = any(t.dtype == "float64" for t in forward.tensors)
             hint = " Export it in float32: module.float()." if double else ""
             raise ModelError(f"the exported graph cannot be checked against torch: {err}{hint}") from err
-        for size in (rows, rows + 1):
+        whole = dict(forward.dimensions)
+        for size, sizes in ((rows, whole), (rows + 1, {d: n - max(n // 3, 1) for d, n in whole.items()})):
             batch = {n: torch.cat([v, v.flip(0)])[:size] for n, v in examples.items()}
-            with torch.no_grad():
-                expected = _flat(module(**batch))
+            for name, axes in dynamic_shapes.items():
+                for axis, dimension in axes.items():
+                    # The end stays: there stands what closes a text.
+                    start = batch[name].shape[axis] - sizes[dimension]
+                    batch[name] = batch[name].narrow(axis, start, sizes[dimension]).contiguous()
+            where = ", ".join([f"batch {size}", *(f"{d} {n}" for d, n in sizes.items())])
+            try:
+                with torch.no_grad():
+                    expected = tensors_of(module(**batch))
+            except Exception as err:
+                raise ModelError(f"the model itself does not run with {where}: {first_line(err)}") from err
             feeds = {own: batch[n].numpy() for own, n in zip(forward.inputs, batch, strict=True)}
             try:
                 found = opened.session.run(list(forward.outputs), feeds)
             except Exception as err:  # the runtime raises its own classes, one a status code
-                reason = str(err).splitlines()[0]
-                raise ModelError(f"the exported graph does not run with a batch of {size}: {reason}") from err
+                raise ModelError(f"the exported graph does not run with {where}: {first_line(err)}") from err
             for name, own, other in zip(forward.outputs, found, expected, strict=True):
-                compare(name, own, other.numpy(), f"at batch {size}", "torch", report)
+                compare(name, own, other.numpy(), f"with {where}", "torch", report)
         opened.close()
 
 
-def _flat(value: Any) -> list[torch.Tensor]:
+def first_line(err: BaseException) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
     """The tensors of a module's result in order."""
     if isinstance(value, torch.Tensor):
         return [value]
+    if value is None:
+        return []
     values = value.values() if isinstance(value, Mapping) else value
-    return [tensor for item in values if item is not None for tensor in _flat(item)]
+    return [tensor for item in values for tensor in tensors_of(item)]

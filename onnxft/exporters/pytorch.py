@@ -7,22 +7,30 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from torch import nn
 
 from onnxft.errors import ModelError, near
-from onnxft.exporters.check import check_outputs, check_tensors
+from onnxft.exporters.check import check_outputs, check_tensors, first_line
+from onnxft.exporters.dimensions import DynamicShapes, check_dimensions
+from onnxft.exporters.legacy import trace
 from onnxft.exporters.naming import check_names, check_output_names, rename_inputs
+from onnxft.exporters.padding import stop_at_padding
 from onnxft.exporters.shapes import complete_shapes
 from onnxft.graph.forward import Forward, Tensor
-from onnxft.graph.normalize import OPSET, normalize
+from onnxft.graph.normalize import OPSET, activate_dropout, normalize
 from onnxft.manifest import BATCH
 
 _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Layers that behave differently in training and are traced in inference behaviour: `step/` trains statistics."""
+
+_RANDOM = ("RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike", "Bernoulli", "Multinomial")
+"""Random operators besides Dropout: what they turn into in inference only a second trace tells."""
 
 
 def export_module(
@@ -33,6 +41,9 @@ def export_module(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
+    dynamic_shapes: DynamicShapes | None = None,
+    largest: Mapping[str, int] | None = None,
+    give_way: bool = False,
 ) -> Forward:
     """Export a module; it is left as it was.
 
@@ -43,6 +54,9 @@ def export_module(
         input_names: names of the inputs in the graphs; None takes forward's argument names.
         output_names: names of the outputs; None takes `output`, or `output_0`, `output_1`, ...
         dropout: whether the training graph keeps Dropout and other random operators.
+        dynamic_shapes: {argument name: {axis: name of a symbolic dimension}}, besides the batch.
+        largest: {name of a symbolic dimension: the largest size that the model takes}, where there is one.
+        give_way: whether a dimension that cannot stay symbolic is fixed with a note, instead of an error.
 
     Raises:
         ModelError: torch cannot export it, or what it exported does not equal the module.
@@ -55,31 +69,106 @@ def export_module(
         raise ModelError(f"input_names has {len(inputs)} names for {len(examples)} inputs.")
     tensors = state_tensors(module)
     check_names(inputs, tensors)
+    dimensions = check_dimensions(examples, dynamic_shapes or {})
     untrainable = _untrainable_norms(module)
-    infer = _export(module, examples, inputs, output_names, training=False, tensors=tensors)
-    # Nothing but tracing tells whether training behaviour differs: attention drops out without a Dropout layer.
-    train = infer.clone()
+    source = _Source(
+        module, examples, inputs, output_names, tensors, untrainable, dynamic_shapes or {}, dimensions, largest or {}
+    )
+    try:
+        forward = _forward(source, dropout, name=name, rows=rows, notes=notes)
+    except ModelError as err:
+        if not (give_way and dimensions):
+            raise
+        fixed = ", ".join(f"'{d}' is fixed to {n}" for d, n in dimensions.items())
+        notes = (*notes, f"the dimension {fixed}: {err}".rstrip("."))
+        source = replace(source, dynamic_shapes={}, sizes={})
+        forward = _forward(source, dropout, name=name, rows=rows, notes=notes)
+    stop_at_padding(forward, module)
+    return forward
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported, and how its graph is to look."""
+
+    module: nn.Module
+    examples: dict[str, torch.Tensor]
+    inputs: tuple[str, ...]
+    output_names: Sequence[str] | None
+    tensors: dict[str, Tensor]
+    untrainable_norms: Mapping[str, str]
+    dynamic_shapes: DynamicShapes
+    sizes: Mapping[str, int]
+    """{symbolic dimension besides the batch: its size in the example}"""
+    largest: Mapping[str, int]
+
+    @property
+    def symbolic(self) -> dict[str, dict[int, str]]:
+        """{input of the graph: {axis: name}}, with the batch."""
+        return {
+            own: {0: BATCH, **self.dynamic_shapes.get(name, {})}
+            for own, name in zip(self.inputs, self.examples, strict=True)
+        }
+
+
+def _forward(source: _Source, dropout: bool, *, notes: tuple[str, ...], **described: Any) -> Forward:
+    """The forward model, compared with the module."""
     # Only tracing tells whether training behaviour differs: torch's attention drops out without a Dropout layer.
-    if dropout:
-        train = _export(module, examples, inputs, output_names, training=True, tensors=tensors)
+    train, how = _export(source, training=True) if dropout else (None, ())
+    infer = _without_dropout(train) if train is not None else None
+    if train is not None and infer is not None:
+        # Tracing takes seconds. Where inference differs in more than dropout, the comparison finds it.
+        with contextlib.suppress(ModelError):
+            return _checked(source, infer, train, notes=(*notes, *how), **described)
+    infer, how = _export(source, training=False)
+    train = infer.clone() if train is None else train
+    return _checked(source, infer, train, notes=(*notes, *how), **described)
+
+
+def _without_dropout(train: ir.Model) -> ir.Model | None:
+    """A training graph with every Dropout taken out; None if it has other random operators."""
+    if any(node.op_type in _RANDOM for node in train.graph.all_nodes()):
+        return None
+    infer = train.clone()
+    for node in [n for n in infer.graph if n.op_type == "Dropout"]:
+        x, mask = node.inputs[0], node.outputs[1:]
+        if x is None or any(m.uses() for m in mask):
+            return None
+        if node.outputs[0].is_graph_output():
+            return None
+        node.outputs[0].replace_all_uses_with(x)
+    common.RemoveUnusedNodesPass()(infer)
+    return infer
+
+
+def _checked(
+    source: _Source,
+    infer: ir.Model,
+    train: ir.Model,
+    *,
+    name: str,
+    rows: int,
+    notes: tuple[str, ...],
+) -> Forward:
+    """The forward model of two graphs, of which that for inference equals the module."""
     used = set(infer.graph.initializers)
-    outputs = tuple(str(v.name) for v in infer.graph.outputs)
     forward = Forward(
         name=name,
         train=train,
         infer=infer,
         tensors=tuple(
-            Tensor(t.name, t.shape, t.dtype, t.kind, t.tied_to, used=t.name in used) for t in tensors.values()
+            Tensor(t.name, t.shape, t.dtype, t.kind, t.tied_to, used=t.name in used) for t in source.tensors.values()
         ),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=source.inputs,
+        outputs=tuple(str(v.name) for v in infer.graph.outputs),
         example_rows=rows,
-        untrainable_norms=untrainable,
+        dimensions=source.sizes,
+        untrainable_norms=source.untrainable_norms,
         versions={"torch": str(torch.__version__)},
         notes=notes,
     )
-    with _mode(module, training=False):
-        check_outputs(forward, module, examples)
+    with _mode(source.module, training=False):
+        check_outputs(forward, source.module, source.examples, source.dynamic_shapes)
     return forward
 
 
@@ -104,42 +193,53 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def _export(
-    module: nn.Module,
-    examples: dict[str, torch.Tensor],
-    inputs: Sequence[str],
-    output_names: Sequence[str] | None,
-    *,
-    training: bool,
-    tensors: dict[str, Tensor],
-) -> ir.Model:
-    batch = torch.export.Dim(BATCH, min=1)
-    with _mode(module, training=training), _quiet():
+def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ...]]:
+    """The graph in one mode, and notes on how it was made."""
+    with _mode(source.module, training=training), _quiet():
         try:
-            program = torch.onnx.export(
-                module,
-                (),
-                kwargs=examples,
-                input_names=list(inputs),
-                output_names=list(output_names) if output_names else None,
-                dynamic_shapes={name: {0: batch} for name in examples},
-                opset_version=OPSET,
-                dynamo=True,
-                # Optimized, it merges equal initializers, folds normalisation and renames weights.
-                optimize=False,
-                verbose=False,
-            )
+            model, read = _torch_export(source)
+            notes: tuple[str, ...] = ()
         except Exception as err:
-            reason = next((line for line in str(err.__cause__ or err).splitlines() if line.strip()), type(err).__name__)
-            raise ModelError(f"torch cannot export the model: {reason.strip()}") from err
+            first = first_line(err.__cause__ or err)
+            try:
+                model, read = trace(source.module, source.examples, source.inputs, source.symbolic, source.tensors)
+            except Exception as err_traced:
+                raise ModelError(
+                    f"torch cannot export the model.\n  torch.export: {first}\n  tracing: {first_line(err_traced)}"
+                ) from err
+            notes = (f"the model was exported by tracing, since torch.export failed: {first}",)
+    common.InlinePass()(model)
+    if training:
+        # torch's fused attention is exported with its rate, but inactive.
+        activate_dropout(model.graph, every=False)
+    _tie(model.graph, source.tensors)
+    check_tensors(source.module, model.graph, source.tensors, read)
+    normalize(model, source.tensors, source.symbolic)
+    complete_shapes(model, source.sizes)
+    _name_outputs(model.graph, source.output_names)
+    return model, notes
+
+
+def _torch_export(source: _Source) -> tuple[ir.Model, set[str]]:
+    """The graph as torch.export makes it, and the names of the tensors that it reads."""
+    # One object for each name: torch relates dimensions by it.
+    names = {n for axes in source.symbolic.values() for n in axes.values()}
+    dims = {n: torch.export.Dim(n, min=1 if n == BATCH else 2, max=source.largest.get(n)) for n in names}
+    shapes = [{axis: dims[name] for axis, name in axes.items()} for axes in source.symbolic.values()]
+    program = torch.onnx.export(
+        source.module,
+        (),
+        kwargs=source.examples,
+        input_names=list(source.inputs),
+        dynamic_shapes=dict(zip(source.examples, shapes, strict=True)),
+        opset_version=OPSET,
+        dynamo=True,
+        # Optimized, it merges equal initializers, folds normalisation and renames weights.
+        optimize=False,
+        verbose=False,
+    )
     assert program is not None
-    model: ir.Model = program.model
-    _tie(model.graph, tensors)
-    check_tensors(module, model.graph, tensors, _read_names(program))
-    normalize(model, tensors)
-    complete_shapes(model, {})
-    _name_outputs(model.graph, output_names)
-    return model
+    return program.model, _read_names(program)
 
 
 def _read_names(program: Any) -> set[str]:

@@ -162,6 +162,8 @@ def _label(model: ir.Model, loss: Loss) -> Port:
             f"cross_entropy reads '{output.name}' of shape {list(dims(output))}, but onnxruntime-training's takes "
             "logits (batch, classes) only. Choose another output for the loss, or use the native generator."
         )
+    if loss.shift or loss.ignore_index is not None:
+        raise GradientError("onnxruntime-training's loss counts every label; use the native generator.")
     dtype, shape = label_type(loss, output)
     return Port(LABELS, "label", dtype.numpy().name, _known(LABELS, shape))
 

@@ -34,9 +34,33 @@ class Op(Protocol):
         """The operator of that name."""
 
 
+STOP_GRADIENT = "onnxft.stop_gradient"
+"""Key in the metadata of a node that no gradient passes; the value says why."""
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Sqrt", "Neg")
+
+
+class _Builder(GraphBuilder):  # type: ignore[misc]
+    """A builder whose arguments are inputs by position and attributes by name: nothing is to be sorted."""
+
+    def _partition_inputs_attributes(
+        self, schema: object, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        return args, kwargs
+
+    def _infer_shapes(self, node: ir.Node) -> None:
+        """Half of all nodes combine values of one shape, or such a value and a number: no inference is asked."""
+        inputs = [v for v in node.inputs if v is not None and v.shape is not None and v.dtype is not None]
+        if node.op_type in _ARITHMETIC and len(inputs) == len(node.inputs):
+            shapes = [v.shape for v in inputs if v.shape]
+            if shapes and all(shape == shapes[0] for shape in shapes) and shapes[0].is_static():
+                node.outputs[0].shape, node.outputs[0].type = ir.Shape(shapes[0]), inputs[0].type
+                return
+        super()._infer_shapes(node)
+
+
 def builder(graph: ir.Graph) -> Op:
     """A builder that appends to `graph`; use one per graph, since it names the constants."""
-    return cast(Op, GraphBuilder(graph).op)
+    return cast(Op, _Builder(graph).op)
 
 
 def body(op: Op, write: Callable[..., list[ir.Value]], inputs: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> ir.Graph:
@@ -62,14 +86,37 @@ def add_input(op: Op, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir
 
 
 def reshape(op: Op, x: ir.Value, shape: Sequence[Dim]) -> ir.Value:
-    """`x` with the given shape, at most one dimension of which may be symbolic or unknown."""
+    """`x` with the given shape: of the symbolic and unknown dimensions, one may be neither of `x` nor of an input."""
     if dims_equal(x, shape):
         return x
-    if symbolic_count(shape) > 1:
-        raise GradientError(f"'{x.name}' cannot take the shape {list(shape)}: more than one dimension is not static")
-    y = op.Reshape(x, [d if isinstance(d, int) else -1 for d in shape])
+    target = [d if isinstance(d, int) else -1 for d in shape]
+    if target.count(-1) > 1 and 0 not in target:
+        pairs = zip(target, shape, [*dims(x), *[None] * len(shape)], strict=False)
+        target = [0 if d == own and _is_named(d) else t for t, d, own in pairs]  # 0 copies a dimension
+    y = op.Reshape(x, target if target.count(-1) <= 1 else _target(op, x, shape))
     set_dims(y, shape)
     return y
+
+
+def _target(op: Op, x: ir.Value, shape: Sequence[Dim]) -> ir.Value:
+    """A target for Reshape that reads symbolic dimensions from the inputs of the graph that have them."""
+    places = {d: (v, i) for v in op.builder.graph.inputs for i, d in enumerate(dims(v)) if isinstance(d, str)}
+    unknown = [i for i, d in enumerate(shape) if not isinstance(d, int) and d not in places]
+    if len(unknown) > 1:
+        raise GradientError(f"'{x.name}' cannot take the shape {list(shape)}: more than one dimension is not static")
+    parts: list[Any] = []
+    for d in shape:
+        if isinstance(d, str) and d in places:
+            value, axis = places[d]
+            parts.append(op.Shape(value, start=axis, end=axis + 1))
+        else:
+            parts.append([d if isinstance(d, int) else -1])
+    return op.Concat(*parts, axis=0)
+
+
+def _is_named(dim: Dim) -> bool:
+    """Whether equal names mean equal sizes: those that inference makes up (unk__0) may come twice."""
+    return isinstance(dim, str) and not dim.startswith("unk")
 
 
 def reshape_like(op: Op, x: ir.Value, like: ir.Value) -> ir.Value:
@@ -239,6 +286,25 @@ def pad_axis(op: Op, x: ir.Value, axis: int, before: int, after: int, fill: ir.V
     pads = [0] * (2 * rank)
     pads[axis], pads[axis + rank] = before, after
     return op.Pad(x, pads) if fill is None else op.Pad(x, pads, fill)
+
+
+def pad_to(op: Op, dy: ir.Value, x: ir.Value, axis: int, start: int | ir.Value) -> ir.Value:
+    """`dy`, taken from `x` at `start` (a number or (1,)) of `axis`, among zeros; its place is computed at run time.
+
+    A negative start counts from the end; one beyond either end is that end, as for Slice.
+    """
+    rank = len(dims(x))
+    size, taken = (op.Shape(v, start=axis, end=axis + 1) for v in (x, dy))
+    if isinstance(start, int):
+        before = op.Min(size, [start]) if start >= 0 else op.Max(op.Add(size, [start]), [0])
+    else:
+        start = op.Cast(start, to=int(ir.DataType.INT64))
+        before = op.Where(op.Less(start, [0]), op.Max(op.Add(size, start), [0]), op.Min(start, size))
+    after = op.Sub(op.Sub(size, before), taken)
+    pads = [[0] * axis, before, [0] * (rank - 1), after, [0] * (rank - 1 - axis)]
+    padded = op.Pad(dy, op.Concat(*(part for part in pads if part != []), axis=0))
+    set_dims(padded, [*dims(dy)[:axis], dims(x)[axis], *dims(dy)[axis + 1 :]])
+    return padded
 
 
 def per_channel(op: Op, x: ir.Value, like: ir.Value) -> ir.Value:

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxft.manifest import Loss
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -55,6 +57,8 @@ class Forward:
     """Rows of the example batch: the default batch size."""
     dimensions: Mapping[str, int] = field(default_factory=dict)
     """{symbolic dimension besides the batch: its size in the example}"""
+    loss: Loss | None = None
+    """The loss that the source suggests, where it does."""
     classes: tuple[str, ...] = ()
     """Names of the classes, where the source knows them."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -11,7 +12,7 @@ from onnxscript import optimizer
 from onnxft.errors import ModelError
 from onnxft.graph.opset import OPSET as OPSET
 from onnxft.graph.opset import convert
-from onnxft.graph.shapes import dims
+from onnxft.graph.shapes import Dim, dims
 from onnxft.manifest import BATCH
 
 IR_VERSION = 10
@@ -19,23 +20,30 @@ _FOLDED_SIZE = 1 << 16
 """Values of at most this many elements are folded: shape arithmetic and small tables, not copies of weights."""
 
 
-def normalize(model: ir.Model, tensors: Collection[str], *, dropout: bool = False) -> None:
+def normalize(
+    model: ir.Model,
+    tensors: Collection[str],
+    symbolic: Mapping[str, Mapping[int, str]] | None = None,
+    *,
+    dropout: bool = False,
+) -> None:
     """Bring `model` to the internal form, in place.
 
     Functions are inlined, any opset that is read becomes 18, constants become initializers, shape
     arithmetic is folded, the batch dimension is called `batch`, shapes are inferred. Initializers
-    named in `tensors` keep name and value, and are never merged: not even when two are equal. With
-    `dropout`, Dropout in inference form becomes active instead of going.
+    named in `tensors` keep name and value, and are never merged: not even when two are equal.
+    `symbolic` {input: {axis: name}} names further dimensions that are not static. With `dropout`,
+    Dropout in inference form becomes active instead of going.
 
     Raises:
-        ModelError: the opset is not read, an operator has no form in opset 18, or an input has a first
-            dimension that is not symbolic.
+        ModelError: the opset is not read, an operator has no form in opset 18, or an input has a static
+            dimension that should be symbolic.
     """
     convert(model)
     model.ir_version = IR_VERSION
-    _name_batch(model)
+    _name_dimensions(model, symbolic or {})
     if dropout:
-        _activate_dropout(model.graph)
+        activate_dropout(model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     kept = set(tensors)
     optimizer.fold_constants(
@@ -55,27 +63,41 @@ def normalize(model: ir.Model, tensors: Collection[str], *, dropout: bool = Fals
     common.ClearMetadataAndDocStringPass()(model)
 
 
-def _name_batch(model: ir.Model) -> None:
-    """Call the first symbolic dimension of the inputs `batch` everywhere."""
+def _name_dimensions(model: ir.Model, symbolic: Mapping[str, Mapping[int, str]]) -> None:
+    """Call the first dimension of the inputs `batch`, and those of `symbolic` by their names, everywhere."""
     graph = model.graph
-    names = {d.value for v in graph.inputs if v.shape for d in v.shape[:1] if not isinstance(d, int)}
+    renamed: dict[str, str] = {}
     for value in graph.inputs:
         if value.shape is None or len(value.shape) == 0 or isinstance(value.shape[0], int):
             raise ModelError(
                 f"input '{value.name}' has the shape {list(dims(value)) if value.shape else '?'}; its first dimension "
                 "must be the symbolic batch. Export with a dynamic first dimension."
             )
-        value.shape = ir.Shape([BATCH, *value.shape[1:]])
+        shape: list[Dim] = list(dims(value))
+        for axis, name in {0: BATCH, **symbolic.get(str(value.name), {})}.items():
+            old = shape[axis]
+            if isinstance(old, int):
+                raise ModelError(
+                    f"the dimension '{name}' of input '{value.name}' became {old} in the export: the model only takes "
+                    "that size. Leave it out of the dynamic dimensions."
+                )
+            if old is not None:
+                renamed[old] = name
+            shape[axis] = name
+        value.shape = ir.Shape(shape)
     for node in graph:
         for value in node.outputs:
             if value.shape is not None:
-                value.shape = ir.Shape(
-                    [BATCH if not isinstance(d, int) and d.value in names else d for d in value.shape]
-                )
+                value.shape = ir.Shape([d if isinstance(d, int) else _renamed(d.value, renamed) for d in value.shape])
 
 
-def _activate_dropout(graph: ir.Graph) -> None:
-    """Put every Dropout into training mode."""
+def _renamed(dim: str | None, names: Mapping[str, str]) -> str | None:
+    """A dimension, which may be an expression such as `2*s0 + 1`, in the new names."""
+    return None if dim is None else re.sub(r"\w+", lambda m: names.get(m[0], m[0]), dim)
+
+
+def activate_dropout(graph: ir.Graph, *, every: bool = True) -> None:
+    """Put every Dropout into training mode, or those that say nothing of a mode."""
     training = ir.Value(
         name="dropout.training_mode",
         const_value=ir.tensor(True),
@@ -83,6 +105,8 @@ def _activate_dropout(graph: ir.Graph) -> None:
         type=ir.TensorType(ir.DataType.BOOL),
     )
     nodes = [node for node in graph if node.op_type == "Dropout"]
+    if not every:
+        nodes = [node for node in nodes if len(node.inputs) < 3 or node.inputs[2] is None]
     if nodes:
         graph.register_initializer(training)
     for node in nodes:

@@ -58,15 +58,16 @@ def check_batch(
 
 
 def check_labels(name: str, labels: Array, loss: Loss, first_row: int = 0) -> None:
-    """DataError for a class label outside 0 .. num_classes - 1 (the runtimes would read other memory)."""
+    """DataError for a class label that is no class and not ignored (the runtimes would read other memory)."""
     if loss.kind != "cross_entropy" or loss.num_classes is None:
         return
-    bad = np.argwhere((labels < 0) | (labels >= loss.num_classes))
+    bad = np.argwhere(((labels < 0) | (labels >= loss.num_classes)) & (labels != loss.ignore_index))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
+        ignored = "" if loss.ignore_index is None else f", and {loss.ignore_index} does not count"
         raise DataError(
             f"'{name}' has the value {labels[where]} at row {first_row + where[0]}; classes are 0 to "
-            f"{loss.num_classes - 1}. Map the labels to that range, or export the model with more classes."
+            f"{loss.num_classes - 1}{ignored}. Map the labels to that range, or export the model with more classes."
         )
 
 

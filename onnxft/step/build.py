@@ -193,7 +193,7 @@ class _Graph:
         labels = add_input(self.op, LABELS, dtype, shape)
         weights = add_input(self.op, SAMPLE_WEIGHTS, ir.DataType.FLOAT, [BATCH])
         self.inputs += [_port(labels, "label"), _port(weights, "sample_weight")]
-        return loss_builder(loss.kind)(self.op, output, labels, weights)
+        return loss_builder(loss.kind)(self.op, loss, output, labels, weights)
 
     def add_scalar(self, name: str, role: Role, group: str | None = None) -> ir.Value:
         dtype = next(iter(self.values.values())).dtype or ir.DataType.FLOAT

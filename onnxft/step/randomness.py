@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxft.errors import ModelError
 from onnxft.graph.builder import Op, add_input
-from onnxft.graph.shapes import dims
+from onnxft.graph.shapes import Dim, dims
 from onnxft.manifest import Distribution, Port
 
 _UNIFORM = ("RandomUniform", "RandomUniformLike")
@@ -35,10 +35,12 @@ def randomness_to_inputs(op: Op) -> list[Port]:
                 high=node.attributes.get_float(high, 1.0),
             )
             _replace(node, _input(op, node, node.outputs[0], what, ports))
-        elif node.op_type in ("Bernoulli", "Multinomial"):
+        elif node.op_type == "Bernoulli":
+            _replace_bernoulli(op, node, ports)
+        elif node.op_type == "Multinomial":
             raise ModelError(
-                f"the random operator {node.op_type} '{node.name}' cannot be in a training graph yet. Export with "
-                "dropout=False (--no-dropout), or use Dropout or torch.rand."
+                f"the random operator Multinomial '{node.name}' cannot be in a training graph: it draws by weights "
+                "that the model computes. Export with dropout=False (--no-dropout), or draw with torch.rand."
             )
     return ports
 
@@ -64,18 +66,71 @@ def _replace_dropout(op: Op, node: ir.Node, ports: list[Port]) -> None:
     _replace(node, product.outputs[0])
 
 
+def _replace_bernoulli(op: Op, node: ir.Node, ports: list[Port]) -> None:
+    """y = (uniform < x) in the type of y"""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    numbers = _input(op, node, x, Distribution("uniform"), ports)
+    graph = op.builder.graph
+    less = ir.Node("", "Less", [numbers, x], name=f"{node.name}.less")
+    less.outputs[0].name, less.outputs[0].shape = f"{y.name}.less", x.shape
+    less.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
+    dtype = y.dtype if y.dtype is not None else x.dtype
+    assert dtype is not None
+    cast = ir.Node("", "Cast", [less.outputs[0]], [ir.AttrInt64("to", int(dtype))], name=f"{node.name}.cast")
+    cast.outputs[0].name, cast.outputs[0].shape = f"{y.name}.drawn", x.shape
+    cast.outputs[0].type = ir.TensorType(dtype)
+    graph.insert_before(node, [less, cast])
+    _replace(node, cast.outputs[0])
+
+
 def _input(op: Op, node: ir.Node, like: ir.Value, what: Distribution, ports: list[Port]) -> ir.Value:
-    shape = dims(like)
-    if like.dtype is None or None in shape:
+    """The input that stands for `node`, in the shape of `like`.
+
+    A dimension that is a product, such as batch*sequence, is drawn by its factors and reshaped.
+    """
+    graph, shape = op.builder.graph, dims(like)
+    named = {d for v in graph.inputs for d in dims(v) if isinstance(d, str)}
+    factors = [_factors(d, named) for d in shape]
+    symbolic = [i for i, d in enumerate(shape) if not isinstance(d, int)]
+    known = [f for part in factors if part is not None for f in part]
+    whole = all(part is not None and len(part) == 1 for part in factors)
+    if like.dtype is None or None in factors or (not whole and len(symbolic) > 1 and node.op_type != "Dropout"):
         raise ModelError(
             f"the shape {list(shape)} of the random {node.op_type} '{node.name}' is only known at run time. Export "
             "with dropout=False (--no-dropout), or give it a static shape besides the batch."
         )
     name = f"random.{len(ports)}"
-    value = add_input(op, name, like.dtype, shape)
-    known = tuple(d for d in shape if d is not None)
-    ports.append(Port(name, "random", like.dtype.numpy().name, known, distribution=what))
-    return value
+    value = add_input(op, name, like.dtype, known)
+    ports.append(Port(name, "random", like.dtype.numpy().name, tuple(known), distribution=what))
+    return value if whole else _reshaped(op, node, value, like, symbolic)
+
+
+def _factors(dim: Dim, named: set[str]) -> list[int | str] | None:
+    """The sizes whose product is `dim`, None where the session does not know one."""
+    if isinstance(dim, int):
+        return [dim]
+    parts = [int(p) if p.isdecimal() else p for p in (dim or "").replace(" ", "").split("*")]
+    return parts if all(isinstance(p, int) or p in named for p in parts) else None
+
+
+def _reshaped(op: Op, node: ir.Node, value: ir.Value, like: ir.Value, symbolic: list[int]) -> ir.Value:
+    """`value` in the shape of `like`, before `node`; a Dropout reads it from its own input where it must."""
+    graph = op.builder.graph
+    if len(symbolic) > 1:
+        shape = ir.Node("", "Shape", [node.inputs[0]], name=f"{node.name}.shape")
+        graph.insert_before(node, shape)
+        target = shape.outputs[0]
+        target.type, target.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(dims(like))])
+    else:
+        sizes = [-1 if i in symbolic else d for i, d in enumerate(dims(like))]
+        target = op.initializer(ir.tensor(sizes, dtype=ir.DataType.INT64), name=f"{value.name}.shape")
+    target.name = f"{value.name}.shape"
+    reshaped = ir.Node("", "Reshape", [value, target], name=f"{node.name}.reshape")
+    graph.insert_before(node, reshaped)
+    reshaped.outputs[0].name, reshaped.outputs[0].type = f"{value.name}.reshaped", value.type
+    reshaped.outputs[0].shape = like.shape
+    return reshaped.outputs[0]
 
 
 def _set_type(value: ir.Value, like: ir.Value) -> None:

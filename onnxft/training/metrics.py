@@ -45,21 +45,24 @@ def measure(loss: Loss, output: Array, labels: Array) -> dict[str, float]:
 
     Args:
         loss: the loss fixed at export.
-        output: what the loss reads: scores (N, C, ...) for classes, outputs (N, ...) for values.
+        output: what the loss reads: scores (N, C, ...), the classes along `class_axis`, outputs (N, ...) for values.
         labels: (N, ...) class numbers or target values.
     """
     if loss.kind == "mse":
         return {"mae": mae(labels, output), "rmse": rmse(labels, output), "r2": r2(labels, output)}
-    classes = np.argmax(output, axis=1).ravel()
-    flat = labels.ravel()
+    if loss.shift:
+        output, labels = output[:, : -loss.shift], labels[:, loss.shift :]
+    counted = np.full(labels.shape, True) if loss.ignore_index is None else labels != loss.ignore_index
+    by_label = np.moveaxis(output, loss.class_axis, -1)[counted]
+    classes, flat = np.argmax(by_label, axis=-1), labels[counted]
     scores = {
         "accuracy": accuracy(flat, classes),
         "balanced_accuracy": balanced_accuracy(flat, classes),
         "macro_f1": macro_f1(flat, classes),
     }
     if loss.num_classes == 2:
-        wide = output.astype(np.float64)
-        scores["auc"] = auc(flat, (wide[:, 1] - wide[:, 0]).ravel())
+        wide = by_label.astype(np.float64)
+        scores["auc"] = auc(flat, wide[:, 1] - wide[:, 0])
     return scores
 
 

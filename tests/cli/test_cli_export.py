@@ -236,3 +236,16 @@ def test_batch_norm_layers_are_chosen_by_pattern(onnxft_command: Command) -> Non
     done = onnxft_command("export", f"{MODELS}:normed", "--dry-run", "--train-batchnorm", "norm1")
     assert done.code == ExitStatus.MODEL
     assert "the pattern 'norm1' matches no BatchNorm layer. Known: 'bn1', 'bn2', 'bn3'." in done.err
+
+
+def test_a_dimension_is_named_on_the_command_line(onnxft_command: Command, tmp_path: Path) -> None:
+    done = onnxft_command("export", MLP, "--dynamic", "x:1=width", "--out", "mlp")
+    assert done.code == ExitStatus.MODEL
+    assert "the dimension 'width' of input 'x' became 7 in the export" in done.err
+
+
+@pytest.mark.parametrize("given", ["x=width", "x:one=width", "x:1", ":1=width"])
+def test_a_dimension_of_another_form_is_a_usage_error(onnxft_command: Command, given: str) -> None:
+    done = onnxft_command("export", MLP, "--dynamic", given)
+    assert done.code == ExitStatus.USAGE
+    assert f"'{given}' is not of the form INPUT:AXIS=NAME" in done.err

@@ -181,12 +181,7 @@ def test_outputs_have_the_names_that_were_asked_for(names: list[str] | None, exp
         (nn.Linear(7, 3), X, {"input_names": ["a", "b"]}, "input_names has 2 names for 1 inputs"),
         (TwoInputs(), EXAMPLE, {"input_names": ["a", "a"]}, "the input name 'a' is also"),
         (TwoOutputs(), X, {"output_names": ["a"]}, "output_names has 1 names for 2 outputs"),
-        (
-            TwoOutputs(),
-            X,
-            {"output_names": ["a", "a"]},
-            "torch cannot export the model: Output names cannot be duplicated",
-        ),
+        (TwoOutputs(), X, {"output_names": ["a", "a"]}, "the output name 'a' is also that of"),
         (nn.Linear(7, 3), X, {"output_names": ["loss_sum"]}, "'loss_sum' is also that of"),
         (nn.Linear(7, 3), X, {"output_names": ["weight"]}, "'weight' is also that of an input, a parameter"),
         (nn.Linear(7, 3), X, {"input_names": ["weight"]}, "the input name 'weight' is also that of a parameter"),

@@ -25,6 +25,8 @@ CASES = [
     gather((5, 3), 2, 0, runtime=(1,), note="one index at run time"),
     gather((2, 5, 3), -2, 1, batch=(0,), note="one constant index"),
     gather((2, 5, 3), [3], 1, batch=(0,), note="one constant index"),
+    gather((5, 3), [3], 0, batch=(0,), note="one constant index of a symbolic axis"),
+    gather((5, 3), -2, 0, batch=(0,), note="one constant index of a symbolic axis"),
     gather((2, 5, 3), [[0]], 2, batch=(0,), note="one constant index"),
     Case("Gather", ((5, 3), np.array([1, 1, 0], np.int32)), lambda x, i: x[i.long()], runtime=(1,), note="int32"),
     gather((2, 3, 4, 5), [[[4, 0, 4]], [[-1, -5, 2]]], -1, runtime=(1,), batch=(0,), note="rank 3 in rank 4"),

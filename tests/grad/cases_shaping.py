@@ -83,6 +83,7 @@ CASES = [
     Case("Expand", ((2, 1, 4), ints(3, 1)), lambda x, _: x.expand(2, 3, 4), batch=(0,)),
     Case("Concat", (A, (2, 1, 4), (2, 2, 4)), lambda *xs: torch.cat(xs, 1), {"axis": 1}, batch=(0, 1, 2)),
     Case("Concat", ((3, 2), (1, 2)), lambda *xs: torch.cat(xs, 0), {"axis": -2}),
+    Case("Concat", ((3, 2), (3, 2)), lambda *xs: torch.cat(xs, 0), {"axis": 0}, batch=(0, 1)),
     Case("Concat", (A,), lambda x: x * 1, {"axis": 0}, batch=(0,)),
     Case(
         "Split", ((2, 6), ints(1, 2, 3)), lambda x, _: x.split([1, 2, 3], 1), {"axis": 1}, outputs=3, read=3, batch=(0,)
@@ -104,6 +105,27 @@ CASES = [
     sliced([-2], [0], [2], [-2], np.s_[..., 1:6:2], batch=(0,)),
     sliced([1], [END], [0], [1], np.s_[1:]),
     sliced([1, 0], [END, 5], [0, 1], [1, 1], np.s_[1:], batch=(0,)),
+    # Bounds that only the run knows.
+    *(
+        Case(
+            "Slice",
+            ((3, 5, 4), ints(*starts), ints(*stops), ints(*axes)),
+            function,
+            runtime=(1, 2),
+            batch=(0,),
+            note=f"{starts}:{stops} of {axes} at run time",
+        )
+        for starts, stops, axes, function in [
+            ([1], [4], [1], lambda x, *_: x[:, 1:4]),
+            ([-3, 1], [END, -1], [1, 2], lambda x, *_: x[:, -3:, 1:-1]),
+        ]
+    ),
+    # Of a symbolic axis, whose length only the run knows.
+    sliced([0], [1], [0], [1], np.s_[:1], batch=(0,)),
+    sliced([1], [-1], [0], [1], np.s_[1:-1], shape=(4, 5, 2), batch=(0,)),
+    sliced([-2], [END], [0], [1], np.s_[-2:], batch=(0,)),
+    sliced([-9], [2], [0], [1], np.s_[:2], batch=(0,)),
+    sliced([9], [END], [0], [1], np.s_[9:], batch=(0,), shape=(3, 2)),
     Case("Slice", ((3, 5), ints(1, 0), ints(3, 4)), lambda x, *_: x[1:3, 0:4], note="axes by default"),
     padded("constant", [0, 1, 0, 0, 2, 3], [(0, 3, 1, 2)], batch=(0,)),
     padded("constant", [0, -1, 2, 0, 1, -2], [(2, -2, -1, 1)], batch=(0,)),

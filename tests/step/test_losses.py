@@ -11,22 +11,23 @@ from onnxft.errors import ModelError
 from onnxft.grad.backward import backward
 from onnxft.graph.builder import add_input, builder
 from onnxft.graph.normalize import IR_VERSION, OPSET
-from onnxft.manifest import BATCH
+from onnxft.manifest import BATCH, Loss
 from onnxft.step.losses import describe_loss, label_type, loss_builder
 
 ROWS = 6
 WEIGHTS = np.array([1.0, 0.5, 0.0, 2.0, 1.5, 0.25], np.float32)
 
 
-def loss_graph(kind: str, shape: tuple[int, ...], dtype: str) -> bytes:
+def loss_graph(kind: str, shape: tuple[int | str, ...], dtype: str, suggested: Loss | None = None) -> bytes:
     """output, labels, weights -> loss sum, weight sum, gradient of the loss sum, metrics."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="loss")
     op = builder(graph)
     output = add_input(op, "output", ir.DataType.from_numpy(np.dtype(dtype)), [BATCH, *shape])
-    label_dtype, label_shape = label_type(describe_loss(kind, output), output)
+    loss = describe_loss(kind, output, suggested)
+    label_dtype, label_shape = label_type(loss, output)
     labels = add_input(op, "labels", label_dtype, label_shape)
     weights = add_input(op, "weights", ir.DataType.FLOAT, [BATCH])
-    terms = loss_builder(kind)(op, output, labels, weights)
+    terms = loss_builder(kind)(op, loss, output, labels, weights)
     gradient = backward(op, terms.loss_sum, [output])[output]
     graph.outputs.extend([terms.loss_sum, terms.weight_sum, gradient, *terms.metrics.values()])
     return bytes(ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString())
@@ -59,6 +60,39 @@ def test_cross_entropy_equals_torch(shape: tuple[int, ...], dtype: str) -> None:
     np.testing.assert_allclose(weight, float(rows.sum()), rtol=tolerance)
     np.testing.assert_allclose(correct, float((rows * (x.argmax(1) == torch.tensor(labels))).sum()), rtol=tolerance)
     np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tokens", [5, "sequence"])
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_cross_entropy_of_tokens_equals_torch(shift: int, tokens: int | str, dtype: str) -> None:
+    """Classes last, ignored labels in neither sum, and labels ahead by `shift`: as in transformers."""
+    rng = np.random.default_rng(9)
+    logits = rng.normal(0, 3, (ROWS, 5, 4)).astype(dtype)
+    labels = rng.integers(0, 4, (ROWS, 5))
+    labels[1, 2:], labels[4, 0], labels[5] = -100, -100, -100
+    suggested = Loss("cross_entropy", "output", class_axis=2, ignore_index=-100, shift=shift)
+    model = loss_graph("cross_entropy", (tokens, 4), dtype, suggested)
+    feeds = {"output": logits, "labels": labels, "weights": WEIGHTS}
+    loss, weight, gradient, correct = run(model, feeds, dtype)
+
+    x = torch.tensor(logits, requires_grad=True)
+    ahead, read = torch.tensor(labels)[:, shift:], x[:, : 5 - shift]
+    each = torch.nn.functional.cross_entropy(read.transpose(1, 2), ahead, reduction="none")
+    counted = torch.tensor(WEIGHTS.astype(dtype))[:, None] * (ahead != -100)
+    (counted * each).sum().backward()
+    tolerance = {"float32": 2e-6, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(loss, float((counted * each).sum().detach()), rtol=tolerance)
+    np.testing.assert_allclose(weight, float(counted.sum()), rtol=tolerance)
+    np.testing.assert_allclose(correct, float((counted * (read.argmax(2) == ahead)).sum()), rtol=tolerance)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=tolerance)
+
+
+def test_what_was_suggested_for_another_output_does_not_hold() -> None:
+    op = builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}))
+    output = add_input(op, "scores", ir.DataType.FLOAT, [BATCH, 4])
+    suggested = Loss("cross_entropy", "logits", class_axis=2, ignore_index=-100)
+    assert describe_loss("cross_entropy", output, suggested) == Loss("cross_entropy", "scores", 4)
 
 
 def test_a_masked_logit_of_minus_infinity_costs_nothing() -> None:

@@ -124,7 +124,7 @@ def test_training_without_dropout_is_that_of_the_eval_mode(exported: Callable[..
 @pytest.mark.parametrize(
     ("op_type", "inputs", "words"),
     [
-        ("Bernoulli", [], "Bernoulli 'n' cannot be in a training graph yet. Export with dropout=False"),
+        ("Multinomial", [], "Multinomial 'n' cannot be in a training graph: it draws by weights"),
         ("Dropout", [1.0, True], "'n' has the ratio 1.0"),
         ("Dropout", ["ratio", True], "input 1 of Dropout 'n' is computed at run time"),
     ],

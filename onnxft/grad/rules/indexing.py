@@ -15,6 +15,7 @@ from onnxft.graph.builder import (
     cast_like,
     expand_like,
     pad_axis,
+    pad_to,
     reshape,
     static_axis,
     static_ints,
@@ -41,8 +42,10 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     picked = product(dims(indices))
     dy = reshape(op, dy, [*before, picked, *after])
     if picked == 1 and ir.convenience.get_const_tensor(indices) is not None:
-        (rows,) = static_dims(x, axis, axis + 1)
         (index,) = static_ints(node, 1) or [0]
+        rows = dims(x)[axis]
+        if not isinstance(rows, int):
+            return pad_to(op, dy, x, axis, index), None
         return pad_axis(op, dy, axis, index % rows, rows - 1 - index % rows), None
     flat = reshape(op, indices, [*[1] * len(before), picked, *[1] * len(after)])
     size = dims(x)[axis]

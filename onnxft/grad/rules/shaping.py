@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -13,6 +14,7 @@ from onnxft.graph.builder import (
     Op,
     flip_axis,
     pad_axis,
+    pad_to,
     reshape,
     reshape_like,
     slice_axis,
@@ -47,6 +49,10 @@ def expand(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 def concat(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = [a b ...] along axis      da = dy[: a], db = dy[a : a + b], ..."""
     axis = static_axis(node, 0)
+    if symbolic_count([dims(x)[axis] for x in node.inputs if x is not None]) and len(node.inputs) > 1:
+        sizes = op.Concat(*(op.Shape(x, start=axis, end=axis + 1) for x in node.inputs), axis=0)
+        parts: Gradients = op.Split(dy, sizes, axis=axis, _outputs=len(node.inputs))  # type: ignore[assignment]
+        return parts
     gradients, start = [], 0
     for x in node.inputs:
         assert x is not None
@@ -67,22 +73,34 @@ def split(op: Op, node: ir.Node, *dys: ir.Value | None) -> Gradients:
 def slice_(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x[start : stop : step]      dx = 0 but for dx[start : stop : step] = dy"""
     x = _x(node)
-    starts, stops = static_ints(node, 1) or [], static_ints(node, 2) or []
-    axes = static_ints(node, 3) or list(range(len(starts)))
+    count = len(static_ints(node, 3) or ()) or static_dims(node.inputs[1])[0]  # type: ignore[arg-type]
+    starts, stops = _numbers(op, node, 1, count), _numbers(op, node, 2, count)
+    axes = static_ints(node, 3) or list(range(count))
     steps = static_ints(node, 4) or [1] * len(starts)
     for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True):
         axis = normalize_axis(axis, len(dims(x)))
         size = dims(x)[axis]
-        if not isinstance(size, int) and start >= 0 and stop >= 2**31 - 1 and step == 1:
-            dy = pad_axis(op, dy, axis, start, 0)  # the rest of a symbolic axis, whatever its length
+        if step == 1 and not (isinstance(size, int) and isinstance(start, int) and isinstance(stop, int)):
+            dy = pad_to(op, dy, x, axis, start)
             continue
         (size,) = static_dims(x, axis, axis + 1)
+        if not isinstance(start, int) or not isinstance(stop, int):
+            raise GradientError(f"Slice '{node.name}' has the step {step} and bounds of the run: use the step 1")
         positions = range(size)[start:stop:step]
         if step < 0:
             dy, positions = flip_axis(op, dy, axis), positions[::-1]
         window = Window(axis, size, len(positions), stride=positions.step, begin=-positions.start)
         dy = add_taps(op, [dy], window) if len(positions) else zeros_like(op, x)
     return _gradients(node, dy)
+
+
+def _numbers(op: Op, node: ir.Node, index: int, count: int) -> Sequence[int | ir.Value]:
+    """The `count` numbers of an input: integers where they are constant, else values (1,)."""
+    value = node.inputs[index]
+    assert value is not None
+    if ir.convenience.get_const_tensor(value) is not None:
+        return static_ints(node, index) or []
+    return [value] if count == 1 else [op.Slice(value, [i], [i + 1]) for i in range(count)]
 
 
 @vjp("Pad")

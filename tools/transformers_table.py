@@ -169,9 +169,9 @@ def _examine(class_name: str, model_type: str, at: Any) -> None:
     import transformers
 
     from onnxft.exporters.huggingface import example_inputs, export_pretrained
-    from onnxft.manifest import Optimizer
     from onnxft.step.build import build_step
     from onnxft.step.losses import describe_loss
+    from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 
     warnings.simplefilter("ignore")
@@ -194,7 +194,7 @@ def _examine(class_name: str, model_type: str, at: Any) -> None:
     )
     loss = describe_loss("cross_entropy", forward.infer.graph.outputs[0])
     selection = select(forward)
-    build_step(forward, selection, loss, Optimizer("sgd", {"momentum": 0.0}))
+    build_step(forward, selection, loss, describe_optimizer("sgd"))
     at("compare")
     _compare(forward, selection, loss, model, examples)
 
@@ -208,7 +208,6 @@ def _compare(forward: Any, selection: Any, loss: Any, model: Any, examples: Any)
 
     from onnxft.exporters.padding import stop_at_padding
     from onnxft.generators import native
-    from onnxft.manifest import Optimizer
     from onnxft.runtime.session import TrainSession
 
     labels = np.array([0, CLASSES - 1])
@@ -221,7 +220,7 @@ def _compare(forward: Any, selection: Any, loss: Any, model: Any, examples: Any)
     stop_at_padding(alike, model)
     with TemporaryDirectory() as folder:
         place = Path(folder) / "artifact"
-        native.generate(alike, selection, loss, Optimizer("sgd", {"momentum": 0.0}), place, batch_size=2)
+        native.generate(alike, selection, loss, describe_optimizer("sgd"), place, batch_size=2)
         with TrainSession(place, threads=1) as session:
             batch = {own: v.numpy() for own, v in zip(forward.inputs, examples.values(), strict=True)}
             found = session.gradients({**batch, "labels": labels})

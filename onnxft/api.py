@@ -158,7 +158,7 @@ def export(
         example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}; a file or a directory
             needs none.
         directory: where to write; None: `artifacts/<name of the source>`.
-        trainable: globs of the parameters to train.
+        trainable: globs of the parameters to train; `*` leaves out those with requires_grad=False.
         frozen: globs of parameters that are not trained after all.
         train_batchnorm: globs of the BatchNorm layers that normalise by the batch and move their running statistics,
             as torch's do in training mode; all others keep the statistics that they have. `num_batches_tracked` stays.
@@ -171,7 +171,8 @@ def export(
         input_names: names of the inputs; None: the argument names of `forward`.
         output_names: names of the outputs.
         dropout: whether training keeps Dropout and other random operators.
-        dynamic_shapes: {input: {axis: name}} of dimensions that stay symbolic besides the batch; a session fixes them.
+        dynamic_shapes: {input: {axis: name}} of dimensions that stay symbolic besides the batch; a session fixes
+            them. None: none, but for a model directory the length of its texts.
         dimensions: {symbolic dimension besides the batch: size that sessions use unless told otherwise}.
         classes: names of the classes, kept in the manifest.
         preprocessing: kept in the manifest for those who feed the model.

@@ -14,7 +14,11 @@ from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, 
 @click.argument("source")
 @click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False), help="Artifact directory.")
 @click.option(
-    "--train", "trainable", multiple=True, metavar="GLOB", help="Parameters to train [default: *]. Repeatable."
+    "--train",
+    "trainable",
+    multiple=True,
+    metavar="GLOB",
+    help="Parameters to train [default: all that the model has not frozen]. Repeatable.",
 )
 @click.option(
     "--freeze", "frozen", multiple=True, metavar="GLOB", help="Parameters not to train after all. Repeatable."
@@ -49,6 +53,7 @@ from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, 
     "--dynamic", "dynamic_shapes", multiple=True, metavar="INPUT:AXIS=NAME",
     help="Dimension that stays symbolic besides the batch. Repeatable.",
 )  # fmt: skip
+@click.option("--fixed", is_flag=True, help="Fix every dimension besides the batch, the length of texts too.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Name of a class, in order. Repeatable.")
 @click.option(
     "--dropout/--no-dropout", default=True, show_default=True, help="Keep Dropout and other random operators."
@@ -69,7 +74,13 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
 
     writing = {key: options.pop(key) for key in ("batch_size", "generator", "python")}
     options["optimizer_options"] = key_values(options["optimizer_options"])
-    options["dynamic_shapes"] = dynamic_shapes(options["dynamic_shapes"]) or None
+    named = dynamic_shapes(options["dynamic_shapes"])
+    if options.pop("fixed"):
+        if named:
+            raise click.UsageError("--fixed and --dynamic exclude each other.")
+        options["dynamic_shapes"] = {}
+    else:
+        options["dynamic_shapes"] = named or None
     options["trainable"] = options["trainable"] or ("*",)
     for key in ("input_names", "output_names"):
         options[key] = options[key] or None

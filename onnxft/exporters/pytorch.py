@@ -18,7 +18,7 @@ from torch import nn
 from onnxft.errors import ModelError, near
 from onnxft.exporters.check import check_outputs, check_tensors, first_line
 from onnxft.exporters.dimensions import DynamicShapes, check_dimensions
-from onnxft.exporters.legacy import trace
+from onnxft.exporters.legacy import parameters_read, trace
 from onnxft.exporters.naming import check_names, check_output_names, rename_inputs
 from onnxft.exporters.padding import stop_at_padding
 from onnxft.exporters.shapes import complete_shapes
@@ -156,9 +156,7 @@ def _checked(
         name=name,
         train=train,
         infer=infer,
-        tensors=tuple(
-            Tensor(t.name, t.shape, t.dtype, t.kind, t.tied_to, used=t.name in used) for t in source.tensors.values()
-        ),
+        tensors=tuple(replace(t, used=t.name in used) for t in source.tensors.values()),
         inputs=source.inputs,
         outputs=tuple(str(v.name) for v in infer.graph.outputs),
         example_rows=rows,
@@ -189,7 +187,8 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     for names in found.values():
         tensor, kind = kinds[names[0]]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        result[names[0]] = Tensor(names[0], tuple(tensor.shape), dtype, kind, tuple(names[1:]))
+        frozen = kind == "parameter" and not tensor.requires_grad
+        result[names[0]] = Tensor(names[0], tuple(tensor.shape), dtype, kind, tuple(names[1:]), frozen=frozen)
     return result
 
 
@@ -213,6 +212,11 @@ def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ..
         # torch's fused attention is exported with its rate, but inactive.
         activate_dropout(model.graph, every=False)
     _tie(model.graph, source.tensors)
+    if {n for n, t in source.tensors.items() if t.kind == "parameter"} & read - set(model.graph.initializers):
+        # Read, but to no effect: an exporter may leave out what no output hangs on.
+        with _mode(source.module, training=training):
+            reached = parameters_read(source.module, source.examples)
+        read = {n for n in read if n in reached or n in model.graph.initializers}
     check_tensors(source.module, model.graph, source.tensors, read)
     normalize(model, source.tensors, source.symbolic)
     complete_shapes(model, source.sizes)

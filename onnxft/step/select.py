@@ -39,7 +39,7 @@ def select(
 ) -> Selection:
     """Parameters that match a pattern of `train` and none of `freeze`, in the order of the model.
 
-    A pattern matches any of the names of a tied parameter. Buffers are no parameters; running statistics of the
+    A pattern matches any of the names of a tied parameter. The pattern `*` leaves out what the source has frozen. Buffers are no parameters; running statistics of the
     BatchNorm layers that match `train_batchnorm` are trained, all others are frozen.
 
     Raises:
@@ -54,6 +54,12 @@ def select(
     chosen = [t for t in forward.tensors if _matches(t, train) and not _matches(t, freeze)]
     statistics = {name for layer in layers(forward).values() for name in (layer.mean, layer.var)}
     skipped = {t.name: reason for t in chosen if (reason := _unfit(t, statistics))}
+    named = [pattern for pattern in train if pattern != "*"]
+    for tensor in chosen:
+        if tensor.frozen and not _matches(tensor, named):
+            skipped.setdefault(
+                tensor.name, "the model has it frozen (requires_grad=False), and no pattern but * names it"
+            )
     trainable = tuple(t.name for t in chosen if t.name not in skipped)
     if not trainable:
         raise SelectionError(

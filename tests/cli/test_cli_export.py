@@ -244,6 +244,12 @@ def test_a_dimension_is_named_on_the_command_line(onnxft_command: Command, tmp_p
     assert "the dimension 'width' of input 'x' became 7 in the export" in done.err
 
 
+def test_fixed_and_dynamic_exclude_each_other(onnxft_command: Command) -> None:
+    done = onnxft_command("export", MLP, "--fixed", "--dynamic", "x:1=width")
+    assert done.code == ExitStatus.USAGE
+    assert "exclude each other" in done.err
+
+
 @pytest.mark.parametrize("given", ["x=width", "x:one=width", "x:1", ":1=width"])
 def test_a_dimension_of_another_form_is_a_usage_error(onnxft_command: Command, given: str) -> None:
     done = onnxft_command("export", MLP, "--dynamic", given)

@@ -129,6 +129,22 @@ class Grown(nn.Module):
         return self.norm2(self.fc2(self.norm(self.act(self.fc1(x)))))
 
 
+class WithoutEffect(nn.Module):
+    """Reads a layer of whose result only the type is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lost = nn.Linear(7, 3), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) + self.lost(x).new_zeros(x.shape[0], 3)
+
+
+def test_a_layer_without_effect_is_unused() -> None:
+    used = {t.name: t.used for t in export_module(WithoutEffect(), torch.randn(3, 7)).tensors}
+    assert used == {"fc.weight": True, "fc.bias": True, "lost.weight": False, "lost.bias": False}
+
+
 def test_tracing_takes_over_with_names_and_values() -> None:
     """Equal tensors (unit norms, zero biases) stay apart."""
     forward = export_module(Grown(), torch.randn(3, 7))

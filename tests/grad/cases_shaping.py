@@ -128,6 +128,8 @@ CASES = [
     sliced([9], [END], [0], [1], np.s_[9:], batch=(0,), shape=(3, 2)),
     Case("Slice", ((3, 5), ints(1, 0), ints(3, 4)), lambda x, *_: x[1:3, 0:4], note="axes by default"),
     padded("constant", [0, 1, 0, 0, 2, 3], [(0, 3, 1, 2)], batch=(0,)),
+    padded("constant", [2, 0, 0, 1, 0, 0], [(0, 0, 0, 0, 2, 1)], batch=(0,)),
+    padded("constant", [2, 0, 0, 0, 1, 0], [(0, 0, 0, 1, 2, 0)], batch=(0,)),
     padded("constant", [0, -1, 2, 0, 1, -2], [(2, -2, -1, 1)], batch=(0,)),
     Case(
         "Pad",

@@ -23,6 +23,7 @@ FORWARD = Forward(
         Tensor("body.1.weight", (2, 4), "float32", "parameter"),
         Tensor("unused.weight", (6,), "float32", "parameter", used=False),
         Tensor("embed.weight", (9, 2), "float32", "parameter", tied_to=("head.weight",)),
+        Tensor("positions.weight", (5, 2), "float32", "parameter", frozen=True),
     ),
     ("x",),
     ("output",),
@@ -41,6 +42,8 @@ ALL = ("stem.weight", "body.0.weight", "body.1.weight", "embed.weight")
         (["embed.weight", "stem.weight"], [], ("stem.weight", "embed.weight")),  # the order of the model
         (["head.weight"], [], ("embed.weight",)),  # a tied tensor by its other name
         (["*"], ["head.*"], ("stem.weight", "body.0.weight", "body.1.weight")),
+        (["posi*", "stem.weight"], [], ("stem.weight", "positions.weight")),
+        (["*", "positions.weight"], ["[be]*"], ("stem.weight", "positions.weight")),
         (["stem.*"], [], ("stem.weight",)),  # its statistics are no parameter
     ],
 )
@@ -55,6 +58,7 @@ def test_what_cannot_be_trained_is_skipped_with_its_reason() -> None:
         "stem.running_mean": "a buffer, not a parameter",
         "body.0.table": "its type int64 has no gradient",
         "unused.weight": "the model does not read it",
+        "positions.weight": "the model has it frozen (requires_grad=False), and no pattern but * names it",
     }
 
 

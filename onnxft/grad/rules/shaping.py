@@ -115,7 +115,9 @@ def pad(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     mode = node.attributes.get_string("mode", "constant")
     dx = dy
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
-        if before or after:
+        if not isinstance(dims(x)[axis], int) and mode == "constant" and min(before, after) >= 0:
+            dx = op.Slice(dx, [before], [-after if after else sys.maxsize], [axis])
+        elif before or after:
             dx = _unpad(op, dx, axis, before, after, static_dims(x, axis, axis + 1)[0], mode)
     dvalue = op.Sub(op.ReduceSum(dy, keepdims=0), op.ReduceSum(dx, keepdims=0))
     return [dx, None, dvalue, None][: len(node.inputs)]

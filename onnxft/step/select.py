@@ -39,8 +39,9 @@ def select(
 ) -> Selection:
     """Parameters that match a pattern of `train` and none of `freeze`, in the order of the model.
 
-    A pattern matches any of the names of a tied parameter. The pattern `*` leaves out what the source has frozen. Buffers are no parameters; running statistics of the
-    BatchNorm layers that match `train_batchnorm` are trained, all others are frozen.
+    A pattern matches any of the names of a tied parameter. The pattern `*` leaves out what the source has frozen.
+    Buffers are no parameters; running statistics of the BatchNorm layers that match `train_batchnorm` are trained,
+    all others are frozen.
 
     Raises:
         SelectionError: a pattern matches nothing, or nothing is left.

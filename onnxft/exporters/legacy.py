@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onnxft.errors import ModelError
+from onnxft.exporters.autograd import parameters_reached
 from onnxft.exporters.check import tensors_of
 from onnxft.graph.forward import Tensor
 from onnxft.graph.normalize import OPSET
@@ -67,7 +68,7 @@ def trace(
             value.shape = None
     for value in model.graph.outputs:
         value.shape = None
-    return model, parameters_read(module, examples)
+    return model, parameters_reached(module, examples)
 
 
 @contextmanager
@@ -114,29 +115,6 @@ def _check_decisions(module: nn.Module, examples: Mapping[str, torch.Tensor]) ->
         module(**examples)
     if decisions.found:
         raise ModelError("the model turns values of tensors into Python numbers, which tracing would freeze")
-
-
-def parameters_read(module: nn.Module, examples: Mapping[str, torch.Tensor]) -> set[str]:
-    """Names of the floating-point parameters from which an output is reached."""
-    named = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
-    with _all_trainable(list(named.values())), torch.enable_grad():
-        outputs = [t for t in tensors_of(module(**examples)) if t.requires_grad]
-        if not outputs:
-            return set()
-        found = torch.autograd.grad([t.sum() for t in outputs], list(named.values()), allow_unused=True)
-    return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
-
-
-@contextmanager
-def _all_trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    before = [p.requires_grad for p in parameters]
-    try:
-        for p in parameters:
-            p.requires_grad_(True)
-        yield
-    finally:
-        for p, trained in zip(parameters, before, strict=True):
-            p.requires_grad_(trained)
 
 
 def _restore_inputs(

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from onnx_ir.passes import common
 from torch import nn
 
 from onnxft.errors import ModelError, near
+from onnxft.exporters.autograd import parameters_reached
 from onnxft.exporters.check import check_outputs, check_tensors, first_line
 from onnxft.exporters.dimensions import DynamicShapes, check_dimensions
-from onnxft.exporters.legacy import parameters_read, trace
+from onnxft.exporters.legacy import trace
 from onnxft.exporters.naming import check_names, check_output_names, rename_inputs
 from onnxft.exporters.padding import stop_at_padding
 from onnxft.exporters.shapes import complete_shapes
@@ -156,7 +157,7 @@ def _checked(
         name=name,
         train=train,
         infer=infer,
-        tensors=tuple(replace(t, used=t.name in used) for t in source.tensors.values()),
+        tensors=tuple(_as_read(source, used)),
         inputs=source.inputs,
         outputs=tuple(str(v.name) for v in infer.graph.outputs),
         example_rows=rows,
@@ -168,6 +169,17 @@ def _checked(
     with _mode(source.module, training=False):
         check_outputs(forward, source.module, source.examples, source.dynamic_shapes)
     return forward
+
+
+def _as_read(source: _Source, used: Collection[str]) -> Iterator[Tensor]:
+    """The tensors of the module, with what the graph and torch's autograd know of them."""
+    with _mode(source.module, training=False):
+        reached = parameters_reached(source.module, {n: v[:2] for n, v in source.examples.items()})
+    for tensor in source.tensors.values():
+        frozen, trained = tensor.frozen, tensor.kind == "parameter" and tensor.dtype.startswith("float")
+        if trained and not {tensor.name, *tensor.tied_to} & reached:
+            frozen = "the model reads it without a gradient (torch.no_grad or detach)"
+        yield replace(tensor, used=tensor.name in used, frozen=frozen)
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -187,7 +199,8 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     for names in found.values():
         tensor, kind = kinds[names[0]]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        frozen = kind == "parameter" and not tensor.requires_grad
+        kept = kind == "parameter" and not tensor.requires_grad
+        frozen = "the model has it frozen (requires_grad=False)" if kept else ""
         result[names[0]] = Tensor(names[0], tuple(tensor.shape), dtype, kind, tuple(names[1:]), frozen=frozen)
     return result
 
@@ -215,7 +228,7 @@ def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ..
     if {n for n, t in source.tensors.items() if t.kind == "parameter"} & read - set(model.graph.initializers):
         # Read, but to no effect: an exporter may leave out what no output hangs on.
         with _mode(source.module, training=training):
-            reached = parameters_read(source.module, source.examples)
+            reached = parameters_reached(source.module, source.examples)
         read = {n for n in read if n in reached or n in model.graph.initializers}
     check_tensors(source.module, model.graph, source.tensors, read)
     normalize(model, source.tensors, source.symbolic)

@@ -24,8 +24,8 @@ class Tensor:
     """Other names of the same storage; the graph has the tensor once, under `name`."""
     used: bool = True
     """Whether the exported graph reads it."""
-    frozen: bool = False
-    """Whether the source says that it is not to be trained (torch's requires_grad=False)."""
+    frozen: str = ""
+    """Why the source does not train it, where it does not (torch's requires_grad=False, torch.no_grad)."""
 
     @property
     def size(self) -> int:

@@ -58,9 +58,7 @@ def select(
     named = [pattern for pattern in train if pattern != "*"]
     for tensor in chosen:
         if tensor.frozen and not _matches(tensor, named):
-            skipped.setdefault(
-                tensor.name, "the model has it frozen (requires_grad=False), and no pattern but * names it"
-            )
+            skipped.setdefault(tensor.name, f"{tensor.frozen}, and no pattern but * names it")
     trainable = tuple(t.name for t in chosen if t.name not in skipped)
     if not trainable:
         raise SelectionError(

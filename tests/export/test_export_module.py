@@ -308,3 +308,26 @@ class Masked(nn.Module):
 
 def test_outputs_of_minus_infinity_are_compared() -> None:
     assert export_module(Masked(), torch.randn(3, 4)).outputs == ("output",)
+
+
+class Cut(nn.Module):
+    """A bias that is read without a gradient, and one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(7, 3)
+        self.shift = nn.Parameter(torch.ones(3))
+        self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            shift = self.shift * 2
+        return self.fc(x) * self.scale + shift
+
+
+def test_what_the_model_does_not_train_is_trained_only_where_a_pattern_names_it() -> None:
+    made = plan(Cut(), X)
+    assert made.selection.trainable == ("fc.weight", "fc.bias")
+    assert "without a gradient (torch.no_grad or detach)" in made.selection.skipped["shift"]
+    assert "requires_grad=False" in made.selection.skipped["scale"]
+    assert plan(Cut(), X, trainable=["s*"]).selection.trainable == ("shift", "scale")

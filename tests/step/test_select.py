@@ -23,7 +23,7 @@ FORWARD = Forward(
         Tensor("body.1.weight", (2, 4), "float32", "parameter"),
         Tensor("unused.weight", (6,), "float32", "parameter", used=False),
         Tensor("embed.weight", (9, 2), "float32", "parameter", tied_to=("head.weight",)),
-        Tensor("positions.weight", (5, 2), "float32", "parameter", frozen=True),
+        Tensor("positions.weight", (5, 2), "float32", "parameter", frozen="frozen there"),
     ),
     ("x",),
     ("output",),
@@ -58,7 +58,7 @@ def test_what_cannot_be_trained_is_skipped_with_its_reason() -> None:
         "stem.running_mean": "a buffer, not a parameter",
         "body.0.table": "its type int64 has no gradient",
         "unused.weight": "the model does not read it",
-        "positions.weight": "the model has it frozen (requires_grad=False), and no pattern but * names it",
+        "positions.weight": "frozen there, and no pattern but * names it",
     }
 
 

@@ -31,7 +31,7 @@ _MAX_SYMBOLS = 5
 def complete_shapes(model: ir.Model, sizes: Sizes) -> Shapes:
     """Give every value of the graph a shape in the symbolic dimensions of its inputs, and return those measured.
 
-    Nothing is run where inference left no float value unknown.
+    Nothing is run where inference left no float value and no index unknown.
 
     Args:
         model: in the internal form; its values get their shapes, and its Reshapes constant targets.
@@ -43,7 +43,7 @@ def complete_shapes(model: ir.Model, sizes: Sizes) -> Shapes:
     names = (BATCH, *sizes)
     values = [v for node in model.graph for v in node.outputs if v.name and not _is_known(v, names)]
     found: Shapes = {}
-    if any((v.dtype is None or v.dtype.is_floating_point()) and not _is_composed(v, names) for v in values):
+    if any(_matters(v) and not _is_composed(v, names) for v in values):
         found = _measure(model, [v for v in values if not isinstance(v.type, ir.SequenceType | ir.OptionalType)], sizes)
     apply_shapes(model, found, names)
     return found
@@ -57,6 +57,13 @@ def apply_shapes(model: ir.Model, found: Shapes, names: Sequence[str]) -> None:
                 set_dims(value, found[name])
     make_reshapes_static(model.graph, names)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _matters(value: ir.Value) -> bool:
+    """Whether a rule may ask for the shape: of a float, or of what picks and places floats."""
+    if value.dtype is None or value.dtype.is_floating_point():
+        return True
+    return any(node.op_type.startswith(("Gather", "Scatter")) and index == 1 for node, index in value.uses())
 
 
 def _is_known(value: ir.Value, names: Sequence[str]) -> bool:

@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def openvino(session: nox.Session) -> None:
     """The conformance tests on the runtime that has OpenVINO inside."""
-    install(session, "openvino-builtin", "export", "dev")
+    install(session, "openvino-builtin", "export", "huggingface", "dev")
     session.run(
         "pytest", "tests/conformance", "-m", "not slow", *session.posargs, env={"ONNXFT_TEST_PROVIDERS": "cpu,openvino"}
     )

@@ -266,7 +266,7 @@ def _torch_gradients(model: Any, examples: Any, labels: Any) -> dict[str, Any]:
 
     model.zero_grad()
     cast = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in examples.items()}
-    torch.nn.functional.cross_entropy(model.eval()(**cast).logits, torch.tensor(labels)).backward()
+    torch.nn.functional.cross_entropy(model.train().eval()(**cast).logits, torch.tensor(labels)).backward()
     return {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
 
 

@@ -30,6 +30,21 @@ def draw_inputs(inputs: Sequence[ir.Value], sizes: Sizes, seed: int = 0) -> dict
     return {str(v.name): _draw(rng, v, sizes) for v in inputs}
 
 
+def fit_inputs(examples: Mapping[str, Array], inputs: Sequence[ir.Value], sizes: Sizes) -> dict[str, Array]:
+    """{input: the array of `examples` with symbolic dimensions of the given sizes}, in the order of the examples.
+
+    The end of each axis stays, since there stands what closes a text; what is more begins anew.
+    """
+    found = {}
+    for value, array in zip(inputs, examples.values(), strict=True):
+        for axis, dim in enumerate(dims(value)):
+            size = dim if isinstance(dim, int) else sizes[str(dim)]
+            if size != array.shape[axis]:
+                array = np.take(array, np.arange(array.shape[axis] - size, array.shape[axis]), axis, mode="wrap")
+        found[str(value.name)] = array
+    return found
+
+
 def _draw(rng: np.random.Generator, value: ir.Value, sizes: Sizes) -> Array:
     assert value.dtype is not None
     shape = [d if isinstance(d, int) else sizes[str(d)] for d in dims(value)]

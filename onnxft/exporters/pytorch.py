@@ -232,7 +232,7 @@ def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ..
         read = {n for n in read if n in reached or n in model.graph.initializers}
     check_tensors(source.module, model.graph, source.tensors, read)
     normalize(model, source.tensors, source.symbolic)
-    complete_shapes(model, source.sizes)
+    complete_shapes(model, source.sizes, {n: v.cpu().numpy() for n, v in source.examples.items()})
     _name_outputs(model.graph, source.output_names)
     return model, notes
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxft.errors import ModelError
-from onnxft.exporters.feeds import Sizes, draw_inputs, opened, run
+from onnxft.exporters.feeds import Array, Sizes, draw_inputs, fit_inputs, opened, run
 from onnxft.graph.normalize import make_reshapes_static
 from onnxft.graph.shapes import Dim, dims, set_dims
 from onnxft.manifest import BATCH, dimension_size
@@ -28,7 +28,7 @@ _MAX_SYMBOLS = 5
 """A box with more dimensions has too many corners."""
 
 
-def complete_shapes(model: ir.Model, sizes: Sizes) -> Shapes:
+def complete_shapes(model: ir.Model, sizes: Sizes, examples: Mapping[str, Array] | None = None) -> Shapes:
     """Give every value of the graph a shape in the symbolic dimensions of its inputs, and return those measured.
 
     Nothing is run where inference left no float value and no index unknown.
@@ -36,6 +36,7 @@ def complete_shapes(model: ir.Model, sizes: Sizes) -> Shapes:
     Args:
         model: in the internal form; its values get their shapes, and its Reshapes constant targets.
         sizes: {symbolic dimension besides the batch: a size that the model takes}
+        examples: inputs that the model takes, in order; None draws some.
 
     Raises:
         ModelError: the graph does not run, or a shape is not what inference says.
@@ -44,7 +45,8 @@ def complete_shapes(model: ir.Model, sizes: Sizes) -> Shapes:
     values = [v for node in model.graph for v in node.outputs if v.name and not _is_known(v, names)]
     found: Shapes = {}
     if any(_matters(v) and not _is_composed(v, names) for v in values):
-        found = _measure(model, [v for v in values if not isinstance(v.type, ir.SequenceType | ir.OptionalType)], sizes)
+        tensors = [v for v in values if not isinstance(v.type, ir.SequenceType | ir.OptionalType)]
+        found = _measure(model, tensors, sizes, examples)
     apply_shapes(model, found, names)
     return found
 
@@ -77,7 +79,9 @@ def _is_composed(value: ir.Value, names: Sequence[str]) -> bool:
     return value.shape is not None and all(d is not None and dimension_size(d, sizes) is not None for d in dims(value))
 
 
-def _measure(model: ir.Model, values: Sequence[ir.Value], sizes: Sizes) -> dict[str, tuple[Dim, ...]]:
+def _measure(
+    model: ir.Model, values: Sequence[ir.Value], sizes: Sizes, examples: Mapping[str, Array] | None
+) -> dict[str, tuple[Dim, ...]]:
     names = (BATCH, *sizes)
     if len(names) > _MAX_SYMBOLS:
         raise ModelError(
@@ -93,11 +97,16 @@ def _measure(model: ir.Model, values: Sequence[ir.Value], sizes: Sizes) -> dict[
         node.outputs[0].name, node.outputs[0].type = output, ir.TensorType(ir.DataType.INT64)
         probe.graph.append(node)
         probe.graph.outputs.append(node.outputs[0])
+    inputs = model.graph.inputs
+
+    def inputs_at(point: Sizes) -> dict[str, Array]:
+        return draw_inputs(inputs, point) if examples is None else fit_inputs(examples, inputs, point)
+
     with opened(probe) as session:
         for attempt, points in enumerate(boxes := [_small(names), _near(sizes)]):
             points.append({BATCH: 2, **sizes})
             try:
-                runs = [run(session, outputs, draw_inputs(model.graph.inputs, point)) for point in points]
+                runs = [run(session, outputs, inputs_at(point)) for point in points]
                 break
             except ModelError:
                 if attempt == len(boxes) - 1 or not sizes:

@@ -133,4 +133,5 @@ CASES = [
     gather_nd((2, 3, 4), [[[2, 3], [2, 3], [0, -1]], [[1, 0], [1, 1], [0, 0]]], 1, batch=(0, 1), note="batched values"),
     gather_nd((2, 3, 4, 5), [[[[1], [1]], [[0], [3]], [[2], [-1]]]] * 2, 2, batch=(0, 1), note="two batch axes"),
     gather_nd((4, 3), [[0, 1], [0, 1]], runtime=(), note="constant"),
+    gather_nd((3, 4, 2), [[0, 1], [2, -1]], named={0: {0: "batch", 1: "time"}}, note="symbolic axes"),
 ]

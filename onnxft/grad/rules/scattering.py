@@ -46,7 +46,7 @@ def scatter_nd(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     assert x is not None and indices is not None and u is not None
     (k,) = static_dims(indices, len(dims(indices)) - 1)
     matrix: list[Dim] = [product(dims(x)[:k]), product(dims(x)[k:])]
-    rows: list[Dim] = [product(dims(indices)[:-1]), matrix[1]]
+    rows: list[Dim] = [product(dims(u)[: len(dims(indices)) - 1]), matrix[1]]
     numbers = reshape(op, _row_numbers(op, x, indices, 0), [rows[0], 1])
     flat_u = reshape(op, u, rows)
     flat_x, flat_y, flat_dy = (reshape(op, v, matrix) for v in (x, y, dy))
@@ -130,9 +130,17 @@ def _row_numbers(op: Op, x: ir.Value, indices: ir.Value, batch_dims: int) -> ir.
     """
     k = dims(indices)[-1]
     assert isinstance(k, int)
-    strides = [math.prod(static_dims(x, batch_dims + i + 1, batch_dims + k)) for i in range(k)]
+    strides = _strides(op, x, batch_dims, batch_dims + k)
     indices = op.Cast(indices, to=int(ir.DataType.INT64))
     shape = dims(x)[batch_dims : batch_dims + k]
     sizes = list(shape) if symbolic_count(shape) == 0 else op.Shape(x, start=batch_dims, end=batch_dims + k)
     indices = op.Where(op.Less(indices, 0), op.Add(indices, sizes), indices)
     return op.ReduceSum(op.Mul(indices, strides), [-1], keepdims=0)
+
+
+def _strides(op: Op, x: ir.Value, start: int, stop: int) -> ir.Value | list[int]:
+    """Row-major strides of the axes [start:stop] of `x`; read at run time where one after the first is symbolic."""
+    if symbolic_count(dims(x)[start + 1 : stop]) == 0:
+        return [math.prod(static_dims(x, axis + 1, stop)) for axis in range(start, stop)]
+    behind = (op.ReduceProd(op.Shape(x, start=axis + 1, end=stop), keepdims=1) for axis in range(start, stop - 1))
+    return op.Concat(*behind, [1], axis=0)

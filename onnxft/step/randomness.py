@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from onnxft.errors import ModelError
 from onnxft.graph.builder import Op, add_input
-from onnxft.graph.shapes import Dim, dims
-from onnxft.manifest import Distribution, Port
+from onnxft.graph.shapes import dims
+from onnxft.manifest import Distribution, Port, dimension_size
 
 _UNIFORM = ("RandomUniform", "RandomUniformLike")
 _NORMAL = ("RandomNormal", "RandomNormalLike")
@@ -85,52 +85,18 @@ def _replace_bernoulli(op: Op, node: ir.Node, ports: list[Port]) -> None:
 
 
 def _input(op: Op, node: ir.Node, like: ir.Value, what: Distribution, ports: list[Port]) -> ir.Value:
-    """The input that stands for `node`, in the shape of `like`.
-
-    A dimension that is a product, such as batch*sequence, is drawn by its factors and reshaped.
-    """
-    graph, shape = op.builder.graph, dims(like)
-    named = {d for v in graph.inputs for d in dims(v) if isinstance(d, str)}
-    factors = [_factors(d, named) for d in shape]
-    symbolic = [i for i, d in enumerate(shape) if not isinstance(d, int)]
-    known = [f for part in factors if part is not None for f in part]
-    whole = all(part is not None and len(part) == 1 for part in factors)
-    if like.dtype is None or None in factors or (not whole and len(symbolic) > 1 and node.op_type != "Dropout"):
+    """The input that stands for `node`, in the shape of `like`, whose dimensions a session must know."""
+    shape = dims(like)
+    named = {d: 1 for v in op.builder.graph.inputs for d in dims(v) if isinstance(d, str)}
+    known = tuple(d for d in shape if d is not None and dimension_size(d, named) is not None)
+    if like.dtype is None or len(known) < len(shape):
         raise ModelError(
             f"the shape {list(shape)} of the random {node.op_type} '{node.name}' is only known at run time. Export "
             "with dropout=False (--no-dropout), or give it a static shape besides the batch."
         )
     name = f"random.{len(ports)}"
-    value = add_input(op, name, like.dtype, known)
-    ports.append(Port(name, "random", like.dtype.numpy().name, tuple(known), distribution=what))
-    return value if whole else _reshaped(op, node, value, like, symbolic)
-
-
-def _factors(dim: Dim, named: set[str]) -> list[int | str] | None:
-    """The sizes whose product is `dim`, None where the session does not know one."""
-    if isinstance(dim, int):
-        return [dim]
-    parts = [int(p) if p.isdecimal() else p for p in (dim or "").replace(" ", "").split("*")]
-    return parts if all(isinstance(p, int) or p in named for p in parts) else None
-
-
-def _reshaped(op: Op, node: ir.Node, value: ir.Value, like: ir.Value, symbolic: list[int]) -> ir.Value:
-    """`value` in the shape of `like`, before `node`; a Dropout reads it from its own input where it must."""
-    graph = op.builder.graph
-    if len(symbolic) > 1:
-        shape = ir.Node("", "Shape", [node.inputs[0]], name=f"{node.name}.shape")
-        graph.insert_before(node, shape)
-        target = shape.outputs[0]
-        target.type, target.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(dims(like))])
-    else:
-        sizes = [-1 if i in symbolic else d for i, d in enumerate(dims(like))]
-        target = op.initializer(ir.tensor(sizes, dtype=ir.DataType.INT64), name=f"{value.name}.shape")
-    target.name = f"{value.name}.shape"
-    reshaped = ir.Node("", "Reshape", [value, target], name=f"{node.name}.reshape")
-    graph.insert_before(node, reshaped)
-    reshaped.outputs[0].name, reshaped.outputs[0].type = f"{value.name}.reshaped", value.type
-    reshaped.outputs[0].shape = like.shape
-    return reshaped.outputs[0]
+    ports.append(Port(name, "random", like.dtype.numpy().name, known, distribution=what))
+    return add_input(op, name, like.dtype, known)
 
 
 def _set_type(value: ir.Value, like: ir.Value) -> None:

@@ -209,7 +209,7 @@ def test_the_command_under_clicks_own_runner() -> None:
     shown = CliRunner().invoke(export, ["--help"])
     assert shown.exit_code == 0
     assert "--train GLOB" in shown.output
-    assert "[default: *]" in shown.output
+    assert "[default: adamw]" in shown.output
 
 
 @pytest.mark.parametrize(

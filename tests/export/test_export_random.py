@@ -66,7 +66,7 @@ KINDS = {
     "gumbel": (lambda h, t: functional.gumbel_softmax(h) if t else h.softmax(-1), (BATCH, 8)),
     "bernoulli": (bernoulli, (BATCH, 8)),
     "attention": (attention, (BATCH, 2, 2, 2)),
-    "tokens": (lambda h, t: functional.dropout(h.reshape(-1, 2), 0.3, t).reshape(-1, 8), (4, BATCH, 2)),
+    "tokens": (lambda h, t: functional.dropout(h.reshape(-1, 2), 0.3, t).reshape(-1, 8), ("4*batch", 2)),
 }
 RANDOM = ("Dropout", "Bernoulli", "RandomUniformLike", "RandomNormalLike", "RandomUniform", "RandomNormal")
 

@@ -14,8 +14,11 @@ from torch import nn
 
 from onnxft.errors import ModelError, ProviderError
 from onnxft.exporters.compare import compare
+from onnxft.exporters.feeds import fit_inputs
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.io import save_inference
+from onnxft.manifest import BATCH
+from onnxft.runtime.providers import first_line
 from onnxft.runtime.sessions import open_session
 
 
@@ -58,7 +61,6 @@ def check_outputs(
     forward: Forward,
     module: nn.Module,
     examples: Mapping[str, torch.Tensor],
-    dynamic_shapes: Mapping[str, Mapping[int, str]],
 ) -> None:
     """The inference graph computes what the module computes, for the example and for another batch size.
 
@@ -79,21 +81,16 @@ def check_outputs(
             double = any(t.dtype == "float64" for t in forward.tensors)
             hint = " Export it in float32: module.float()." if double else ""
             raise ModelError(f"the exported graph cannot be checked against torch: {err}{hint}") from err
-        whole = dict(forward.dimensions)
+        arrays, whole = {n: v.cpu().numpy() for n, v in examples.items()}, dict(forward.dimensions)
         for size, sizes in ((rows, whole), (rows + 1, {d: n - max(n // 3, 1) for d, n in whole.items()})):
-            batch = {n: torch.cat([v, v.flip(0)])[:size] for n, v in examples.items()}
-            for name, axes in dynamic_shapes.items():
-                for axis, dimension in axes.items():
-                    # The end stays: there stands what closes a text.
-                    start = batch[name].shape[axis] - sizes[dimension]
-                    batch[name] = batch[name].narrow(axis, start, sizes[dimension]).contiguous()
+            feeds = fit_inputs(arrays, forward.infer.graph.inputs, {BATCH: size, **sizes})
+            batch = {n: torch.tensor(v) for n, v in zip(examples, feeds.values(), strict=True)}
             where = ", ".join([f"batch {size}", *(f"{d} {n}" for d, n in sizes.items())])
             try:
                 with torch.no_grad():
                     expected = tensors_of(module(**batch))
             except Exception as err:
                 raise ModelError(f"the model itself does not run with {where}: {first_line(err)}") from err
-            feeds = {own: batch[n].numpy() for own, n in zip(forward.inputs, batch, strict=True)}
             try:
                 found = opened.session.run(list(forward.outputs), feeds)
             except Exception as err:  # the runtime raises its own classes, one a status code
@@ -101,11 +98,6 @@ def check_outputs(
             for name, own, other in zip(forward.outputs, found, expected, strict=True):
                 compare(name, own, other.numpy(), f"with {where}", "torch", report)
         opened.close()
-
-
-def first_line(err: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

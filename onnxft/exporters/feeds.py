@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxft.errors import ModelError, ProviderError
 from onnxft.graph.io import save_inference
 from onnxft.graph.shapes import dims
+from onnxft.runtime.providers import first_line
 from onnxft.runtime.sessions import open_session
 
 Array = np.ndarray[Any, Any]
@@ -86,9 +87,5 @@ def run(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array]) -> lis
         values: list[Array] = session.run(list(outputs), dict(feeds))
     except Exception as err:  # the runtime raises its own classes, one a status code
         shapes = {name: list(array.shape) for name, array in feeds.items()}
-        raise ModelError(f"the model does not run with inputs of the shapes {shapes}: {_first_line(err)}") from err
+        raise ModelError(f"the model does not run with inputs of the shapes {shapes}: {first_line(err)}.") from err
     return values
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]

@@ -15,12 +15,13 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
 from onnxft.errors import ModelError
-from onnxft.exporters.check import first_line, tensors_of
+from onnxft.exporters.check import tensors_of
 from onnxft.exporters.dimensions import DynamicShapes
 from onnxft.exporters.huggingface_inputs import TEXT, example_inputs
 from onnxft.exporters.pytorch import export_module
 from onnxft.graph.forward import Forward
 from onnxft.manifest import Loss
+from onnxft.runtime.providers import first_line
 
 SEQUENCE = "sequence"
 """Name of the symbolic dimension that runs over the tokens of a text."""

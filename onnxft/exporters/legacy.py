@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onnxft.errors import ModelError
-from onnxft.exporters.autograd import parameters_reached
 from onnxft.exporters.check import tensors_of
 from onnxft.graph.forward import Tensor
 from onnxft.graph.normalize import OPSET
@@ -34,8 +33,8 @@ def trace(
     inputs: Sequence[str],
     symbolic: Mapping[str, Mapping[int, str]],
     tensors: Mapping[str, Tensor],
-) -> tuple[ir.Model, set[str]]:
-    """The graph of a module in its present mode, and the names of the parameters that it reads.
+) -> ir.Model:
+    """The graph of a module in its present mode.
 
     Raises:
         ModelError: the module decides by values.
@@ -60,7 +59,7 @@ def trace(
             do_constant_folding=False,
             keep_initializers_as_inputs=False,
         )
-    model = ir.from_proto(onnx.load_from_string(file.getvalue()))
+    model: ir.Model = ir.from_proto(onnx.load_from_string(file.getvalue()))
     _restore_inputs(model.graph, inputs, examples, symbolic)
     _restore_names(model.graph, module, tensors)
     for node in model.graph:
@@ -68,7 +67,7 @@ def trace(
             value.shape = None
     for value in model.graph.outputs:
         value.shape = None
-    return model, parameters_reached(module, examples)
+    return model
 
 
 @contextmanager

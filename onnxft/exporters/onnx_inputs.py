@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxft.errors import ConfigError, ModelError, near
 from onnxft.exporters.feeds import Array
 from onnxft.exporters.naming import rename_inputs
+from onnxft.graph.constants import add_constant
 from onnxft.graph.shapes import Dim, dims
 from onnxft.manifest import BATCH
 
@@ -122,14 +123,8 @@ def open_reshapes(graph: ir.Graph, rows: int) -> None:
         if all(isinstance(d, int) for d in known[1:]) and len(known) == len(shape):
             shape[1:] = [d for d in known[1:] if isinstance(d, int)]
         shape[0] = 0 if -1 in shape else -1
-        value = ir.Value(
-            name=f"{node.outputs[0].name}.rows",
-            const_value=ir.tensor(shape, dtype=ir.DataType.INT64),
-            shape=ir.Shape([len(shape)]),
-            type=ir.TensorType(ir.DataType.INT64),
-        )
-        graph.register_initializer(value)
-        node.replace_input_with(1, value)
+        rows_first = ir.tensor(shape, dtype=ir.DataType.INT64)
+        node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}.rows", rows_first))
 
 
 def _check_input(value: ir.Value) -> None:

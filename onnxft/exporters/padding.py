@@ -6,6 +6,7 @@ import onnx_ir as ir
 from torch import nn
 
 from onnxft.graph.builder import STOP_GRADIENT
+from onnxft.graph.constants import add_constant
 from onnxft.graph.forward import Forward
 from onnxft.graph.shapes import dims
 
@@ -20,8 +21,8 @@ def stop_at_padding(forward: Forward, module: nn.Module) -> None:
             continue
         y = node.outputs[0]
         readers = list(y.uses())
-        padding = _constant(graph, f"{y.name}.padding", ir.tensor(places[str(table.name)], dtype=indices.dtype))
-        axis = _constant(graph, f"{y.name}.axis", ir.tensor([len(dims(indices))], dtype=ir.DataType.INT64))
+        padding = add_constant(graph, f"{y.name}.padding", ir.tensor(places[str(table.name)], dtype=indices.dtype))
+        axis = add_constant(graph, f"{y.name}.axis", ir.tensor([len(dims(indices))], dtype=ir.DataType.INT64))
         equal = _after(graph, node, "Equal", [indices, padding], f"{y.name}.is_padding")
         at_padding = _after(graph, equal, "Unsqueeze", [equal.outputs[0], axis], f"{y.name}.at_padding")
         same = _after(graph, at_padding, "Gather", [table, indices], f"{y.name}.stopped")
@@ -38,14 +39,6 @@ def stop_at_padding(forward: Forward, module: nn.Module) -> None:
         for i, output in enumerate(graph.outputs):
             if output is y:
                 graph.outputs[i] = kept
-
-
-def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype)
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def _after(graph: ir.Graph, node: ir.Node, op_type: str, inputs: list[ir.Value], name: str) -> ir.Node:

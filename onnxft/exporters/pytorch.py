@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,19 +14,18 @@ from onnx_ir.passes import common
 from torch import nn
 
 from onnxft.errors import ModelError, near
-from onnxft.exporters.autograd import parameters_reached
-from onnxft.exporters.check import check_outputs, check_tensors, first_line
+from onnxft.exporters.autograd import look
+from onnxft.exporters.check import check_outputs, check_tensors
 from onnxft.exporters.dimensions import DynamicShapes, check_dimensions
 from onnxft.exporters.legacy import trace
+from onnxft.exporters.modes import mode_of, quiet, untrainable_norms
 from onnxft.exporters.naming import check_names, check_output_names, rename_inputs
 from onnxft.exporters.padding import stop_at_padding
 from onnxft.exporters.shapes import complete_shapes
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import OPSET, activate_dropout, normalize
 from onnxft.manifest import BATCH
-
-_NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-"""Layers that behave differently in training and are traced in inference behaviour: `step/` trains statistics."""
+from onnxft.runtime.providers import first_line
 
 _RANDOM = ("RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike", "Bernoulli", "Multinomial")
 """Random operators besides Dropout: what they turn into in inference only a second trace tells."""
@@ -71,10 +68,14 @@ def export_module(
     tensors = state_tensors(module)
     check_names(inputs, tensors)
     dimensions = check_dimensions(examples, dynamic_shapes or {})
-    untrainable = _untrainable_norms(module)
+    untrainable = untrainable_norms(module)
+    with mode_of(module, training=False):
+        seen = look(module, examples)
+    notes = (*notes, *seen.notes)
     source = _Source(
-        module, examples, inputs, output_names, tensors, untrainable, dynamic_shapes or {}, dimensions, largest or {}
-    )
+        module, examples, inputs, output_names, tensors, seen.reached, untrainable, dynamic_shapes or {}, dimensions,
+        largest or {},
+    )  # fmt: skip
     try:
         forward = _forward(source, dropout, name=name, rows=rows, notes=notes)
     except ModelError as err:
@@ -97,6 +98,8 @@ class _Source:
     inputs: tuple[str, ...]
     output_names: Sequence[str] | None
     tensors: dict[str, Tensor]
+    reached: Collection[str]
+    """Parameters from which torch's autograd reaches an output."""
     untrainable_norms: Mapping[str, str]
     dynamic_shapes: DynamicShapes
     sizes: Mapping[str, int]
@@ -166,18 +169,16 @@ def _checked(
         versions={"torch": str(torch.__version__)},
         notes=notes,
     )
-    with _mode(source.module, training=False):
-        check_outputs(forward, source.module, source.examples, source.dynamic_shapes)
+    with mode_of(source.module, training=False):
+        check_outputs(forward, source.module, source.examples)
     return forward
 
 
 def _as_read(source: _Source, used: Collection[str]) -> Iterator[Tensor]:
     """The tensors of the module, with what the graph and torch's autograd know of them."""
-    with _mode(source.module, training=False):
-        reached = parameters_reached(source.module, {n: v[:2] for n, v in source.examples.items()})
     for tensor in source.tensors.values():
         frozen, trained = tensor.frozen, tensor.kind == "parameter" and tensor.dtype.startswith("float")
-        if trained and not {tensor.name, *tensor.tied_to} & reached:
+        if trained and not {tensor.name, *tensor.tied_to} & set(source.reached):
             frozen = "the model reads it without a gradient (torch.no_grad or detach)"
         yield replace(tensor, used=tensor.name in used, frozen=frozen)
 
@@ -207,18 +208,19 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ...]]:
     """The graph in one mode, and notes on how it was made."""
-    with _mode(source.module, training=training), _quiet():
+    with mode_of(source.module, training=training), quiet():
         try:
             model, read = _torch_export(source)
             notes: tuple[str, ...] = ()
         except Exception as err:
             first = first_line(err.__cause__ or err)
             try:
-                model, read = trace(source.module, source.examples, source.inputs, source.symbolic, source.tensors)
+                model = trace(source.module, source.examples, source.inputs, source.symbolic, source.tensors)
             except Exception as err_traced:
                 raise ModelError(
                     f"torch cannot export the model.\n  torch.export: {first}\n  tracing: {first_line(err_traced)}"
                 ) from err
+            read = set(source.reached)
             notes = (f"the model was exported by tracing, since torch.export failed: {first}",)
     common.InlinePass()(model)
     if training:
@@ -227,9 +229,7 @@ def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ..
     _tie(model.graph, source.tensors)
     if {n for n, t in source.tensors.items() if t.kind == "parameter"} & read - set(model.graph.initializers):
         # Read, but to no effect: an exporter may leave out what no output hangs on.
-        with _mode(source.module, training=training):
-            reached = parameters_reached(source.module, source.examples)
-        read = {n for n in read if n in reached or n in model.graph.initializers}
+        read = {n for n in read if n in source.reached or n in model.graph.initializers}
     check_tensors(source.module, model.graph, source.tensors, read)
     normalize(model, source.tensors, source.symbolic)
     complete_shapes(model, source.sizes, {n: v.cpu().numpy() for n, v in source.examples.items()})
@@ -321,55 +321,3 @@ def _examples(module: nn.Module, given: Any) -> tuple[dict[str, torch.Tensor], i
         raise ModelError(f"example inputs must have equally many rows, the batch first; here {rows}.")
     values = {name: value.detach() for name, value in given.items()}
     return {name: torch.cat([v, v]) if count == 1 else v for name, v in values.items()}, count
-
-
-def _untrainable_norms(module: nn.Module) -> dict[str, str]:
-    """{BatchNorm layer: why its running statistics cannot be trained}
-
-    Raises:
-        ModelError: a layer has none, so that every row changes what the others become, at inference too.
-    """
-    found = {}
-    for name, layer in module.named_modules():
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            continue
-        if layer.running_mean is None:
-            raise ModelError(
-                f"the BatchNorm layer '{name}' keeps no running statistics (track_running_stats=False): the result for "
-                "one row depends on the other rows, also at inference and beside padding. Give the layer running "
-                "statistics, or use a normalisation of single rows (GroupNorm, LayerNorm)."
-            )
-        if isinstance(layer, nn.SyncBatchNorm):
-            found[name] = "it is a SyncBatchNorm, whose statistics are those of several processes"
-        elif layer.momentum is None:
-            found[name] = "its momentum is None (a cumulative average)"
-    return found
-
-
-@contextlib.contextmanager
-def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training or inference mode, with normalisation in inference mode; the old modes come back."""
-    before = {m: m.training for m in module.modules()}
-    try:
-        module.train(training)
-        for m in before:
-            if isinstance(m, _NORMALIZATION):
-                m.eval()
-        yield
-    finally:
-        for m, mode in before.items():
-            m.training = mode
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's warnings about training mode, torchvision and its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

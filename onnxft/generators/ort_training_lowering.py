@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxft.errors import GradientError, ModelError, SelectionError, near
+from onnxft.graph.constants import add_constant
 from onnxft.graph.forward import Forward
 from onnxft.graph.shapes import dims
 
@@ -127,21 +128,14 @@ def _decompose_batch_norm(graph: ir.Graph, node: ir.Node, trainable: Collection[
         nodes.append(ir.node(op_type, [left, right], outputs=[y], name=f"{name}.{suffix}"))
         return y
 
-    y = add("Mul", x, _initializer(graph, f"{name}.a", a.reshape(shape).astype(np.float32)), "scaled")
-    y = add("Add", y, _initializer(graph, f"{name}.b", b.reshape(shape).astype(np.float32)), "shifted")
+    y = add("Mul", x, add_constant(graph, f"{name}.a", ir.tensor(a.reshape(shape).astype(np.float32))), "scaled")
+    y = add("Add", y, add_constant(graph, f"{name}.b", ir.tensor(b.reshape(shape).astype(np.float32))), "shifted")
     if trained:
-        target = _initializer(graph, f"{name}.shape", np.array(shape, np.int64))
+        target = add_constant(graph, f"{name}.shape", ir.tensor(np.array(shape, np.int64)))
         for op_type, value in zip(("Mul", "Add"), affine, strict=True):
             assert value is not None
             y = add(op_type, y, add("Reshape", value, target, f"reshaped_{op_type}"), f"affine_{op_type}")
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [node.outputs[0]], [y])
-
-
-def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    dtype = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    value = ir.Value(name=name, type=dtype, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value
 
 
 def _constant(node: ir.Node, value: ir.Value | None) -> NDArray[np.float64]:

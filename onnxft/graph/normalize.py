@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from onnxft.errors import ModelError
+from onnxft.graph.constants import add_constant
 from onnxft.graph.opset import OPSET as OPSET
 from onnxft.graph.opset import convert
 from onnxft.graph.shapes import Dim, dims
@@ -98,17 +99,12 @@ def _renamed(dim: str | None, names: Mapping[str, str]) -> str | None:
 
 def activate_dropout(graph: ir.Graph, *, every: bool = True) -> None:
     """Put every Dropout into training mode, or those that say nothing of a mode."""
-    training = ir.Value(
-        name="dropout.training_mode",
-        const_value=ir.tensor(True),
-        shape=ir.Shape([]),
-        type=ir.TensorType(ir.DataType.BOOL),
-    )
     nodes = [node for node in graph if node.op_type == "Dropout"]
     if not every:
         nodes = [node for node in nodes if len(node.inputs) < 3 or node.inputs[2] is None]
-    if nodes:
-        graph.register_initializer(training)
+    if not nodes:
+        return
+    training = add_constant(graph, "dropout.training_mode", ir.tensor(True))
     for node in nodes:
         node.resize_inputs(3)
         node.replace_input_with(2, training)
@@ -136,11 +132,5 @@ def make_reshapes_static(graph: ir.Graph, names: Collection[str] = ()) -> None:
             continue
         if 0 in target and 0 not in shape:  # it means copy
             node.attributes.pop("allowzero", None)
-        value = ir.Value(
-            name=f"{node.outputs[0].name}.shape",
-            const_value=ir.tensor(target, dtype=ir.DataType.INT64),
-            shape=ir.Shape([len(shape)]),
-            type=ir.TensorType(ir.DataType.INT64),
-        )
-        graph.register_initializer(value)
-        node.replace_input_with(1, value)
+        constant = ir.tensor(target, dtype=ir.DataType.INT64)
+        node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}.shape", constant))

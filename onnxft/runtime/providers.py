@@ -144,6 +144,6 @@ def is_builtin(entry: Provider) -> bool:
 
 
 def first_line(err: BaseException) -> str:
-    """The first line of a runtime's message, without its status prefix."""
-    lines = str(err).strip().splitlines() or [type(err).__name__]
+    """The first line of an error that says something, without the runtime's status prefix."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()] or [type(err).__name__]
     return lines[0].removeprefix("[ONNXRuntimeError] : ").rstrip(".")

@@ -1,7 +1,4 @@
-"""Gradients of whole models equal torch's in float64, as closely as torch's own float32 does.
-
-‖g - g_ref‖ ≤ max(1e-4, 3e) · max(‖g_ref‖, 1e-4 · the largest ‖g_ref‖) for every parameter, where e is
-torch float32's largest such relative error on that model in the same run.
+"""Gradients of whole models equal torch's in float64, as closely as torch's own float32 does (see `parity`).
 
 A Relu6 has no derivative at 0 and 6: an activation so close to one of them that rounding decides its side
 changes gradients by far more than rounding does. The batch is therefore the first random one whose
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conformance_subjects import SUBJECTS, Subject
+from parity import assert_parity
 
 import onnxft
 
@@ -51,25 +49,14 @@ def batch_away_from_kinks(
     raise AssertionError("every batch has an activation at a kink")
 
 
-def errors(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-    largest = max(np.linalg.norm(g) for g in reference.values())
-    return {
-        name: float(np.linalg.norm(g - reference[name]) / max(np.linalg.norm(reference[name]), 1e-4 * largest))
-        for name, g in found.items()
-    }
-
-
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_every_gradient_equals_torch(name: str, provider: str, artifact_of: Callable[..., Path]) -> None:
     if name.startswith("efficientnet"):
         pytest.importorskip("efficientnet_lite_pytorch", reason="EfficientNet-Lite0 is not installed here")
     subject = SUBJECTS[name]
     batch = batch_away_from_kinks(subject)
-    reference = torch_gradients(subject, batch, torch.float64)
-    own = max(errors(torch_gradients(subject, batch, torch.float32), reference).values())
+    reference, float32 = (torch_gradients(subject, batch, dtype) for dtype in (torch.float64, torch.float32))
     with onnxft.TrainSession(artifact_of(subject), provider, threads=2) as session:
-        found = errors(session.gradients(batch), reference)
+        found = session.gradients(batch)
         assert set(found) == {p.name for p in session.manifest.parameters}
-    worst = max(found, key=found.__getitem__)
-    print(f"{name} on {provider}: {len(found)} parameters, worst {found[worst]:.1e} ({worst}); torch float32 {own:.1e}")
-    assert found[worst] <= max(1e-4, 3 * own), worst
+    assert_parity(f"{name} on {provider}", found, reference, float32)

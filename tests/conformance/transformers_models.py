@@ -104,6 +104,12 @@ class Model:
         inputs = {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
         return nn.functional.cross_entropy(module(**inputs), torch.tensor(batch["labels"]))
 
+    def gradients(self, batch: Mapping[str, np.ndarray], dtype: torch.dtype) -> dict[str, np.ndarray]:
+        """{parameter: gradient of the mean loss}, by torch."""
+        module = self.module().to(dtype)
+        self.loss(module, batch, dtype).backward()
+        return {n: p.grad.numpy().astype(np.float64) for n, p in module.named_parameters() if p.grad is not None}
+
 
 def resnet() -> nn.Module:
     config = transformers.ResNetConfig(

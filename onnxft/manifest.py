@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +25,16 @@ BATCH = "batch"
 """Name of the symbolic batch dimension in every graph."""
 LABELS = "labels"
 SAMPLE_WEIGHTS = "sample_weights"
+DEFAULT_GROUP = "default"
+"""The parameter group of what no pattern names."""
 
 Role = Literal[
-    "input", "label", "sample_weight", "feature", "parameter", "buffer", "accumulator", "state",
-    "lr", "weight_decay", "step", "max_norm", "max_value", "random",
+    "input", "label", "sample_weight", "feature", "parameter", "buffer", "accumulator", "state", "average",
+    "lr", "weight_decay", "step", "max_norm", "max_value", "average_weight", "random",
     "loss_sum", "weight_sum", "gradient", "metric", "output",
 ]  # fmt: skip
 GraphRole = Literal[
-    "gradients", "update", "train", "eval", "infer", "trunk",
+    "gradients", "update", "train", "average", "eval", "infer", "trunk",
     "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint",
 ]  # fmt: skip
 
@@ -83,7 +85,7 @@ class Port:
     shape: tuple[int | str, ...]
     """Dimensions; a string is a symbolic one."""
     parameter: str | None = None
-    """The parameter that a parameter, accumulator, gradient or state belongs to."""
+    """The parameter that a parameter, accumulator, gradient, state or average belongs to."""
     slot: str | None = None
     """Which state of the optimizer (`exp_avg`, `momentum_buffer`, ...) or which metric."""
     group: str | None = None
@@ -135,7 +137,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    group: str = "default"
+    group: str = DEFAULT_GROUP
     origin: Literal["model", "added"] = "model"
     tied_to: tuple[str, ...] = ()
     """Other names of the same tensor in the source model."""
@@ -147,6 +149,17 @@ class Parameter:
     def size(self) -> int:
         """Number of scalar values."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """What the parameters of one group have of their own."""
+
+    name: str
+    lr_factor: float = 1.0
+    """Multiplies a learning rate that is given for all groups."""
+    weight_decay: float | None = None
+    """Default value of its `weight_decay` input; None: the optimizer's."""
 
 
 @dataclass(frozen=True)
@@ -165,20 +178,38 @@ class Buffer:
     """Its bytes in the inference model; None where that does not read it."""
 
 
+LossKind = Literal["cross_entropy", "bce_with_logits", "mse", "l1", "huber", "kl_div", "model"]
+
+
 @dataclass(frozen=True)
 class Loss:
     """The loss fixed at export."""
 
-    kind: Literal["cross_entropy", "mse"]
+    kind: LossKind
     output: str
-    """The model output that it reads."""
+    """The model output that it reads; with the kind `model` the loss itself."""
     num_classes: int | None = None
+    """Classes, with `bce_with_logits` labels of a row: 1 where it is binary."""
     class_axis: int = 1
     """Axis of the output that runs over the classes; transformers has the tokens before it."""
     ignore_index: int | None = None
     """Label that does not count."""
     shift: int = 0
     """How many positions along axis 1 the labels are ahead of the output: 1 predicts the next token."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in `cross_entropy`; (): all 1."""
+    label_smoothing: float = 0.0
+    """Part of a label that `cross_entropy` spreads over all classes."""
+    pos_weight: tuple[float, ...] = ()
+    """Weight of the positive labels in `bce_with_logits`, one for each column or one for all; (): 1."""
+    delta: float = 1.0
+    """Error at which `huber` turns from a square to a line."""
+    scalar: bool = False
+    """With the kind `model`: one number, the mean over the batch, instead of one for each row."""
+    inputs: tuple[str, ...] = ()
+    """With the kind `model`: inputs that only the loss reads, such as its targets; a prediction needs none of them."""
+    per_position: bool = False
+    """Whether a row has several labels: tokens, pixels."""
 
 
 OptimizerKind = Literal["adam", "adamw", "lion", "sgd"]
@@ -210,6 +241,8 @@ class Manifest:
     """Number of scalar values in parameters that are not trained."""
     buffers: tuple[Buffer, ...] = ()
     """Running statistics that training moves: two for each trained BatchNorm layer."""
+    parameter_groups: tuple[ParameterGroup, ...] = ()
+    """Groups with a rate or decay of their own; those not listed have none."""
     dimensions: dict[str, int] = field(default_factory=dict)
     """Symbolic dimensions besides the batch, with the size that a session fixes unless told otherwise."""
     classes: tuple[str, ...] = ()
@@ -245,6 +278,10 @@ class Manifest:
         """Names of the parameter groups, in order of first use."""
         return tuple(dict.fromkeys(p.group for p in self.parameters))
 
+    def parameter_group(self, name: str) -> ParameterGroup:
+        """Rate and decay of a group."""
+        return next((g for g in self.parameter_groups if g.name == name), ParameterGroup(name))
+
     def to_json(self) -> bytes:
         """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
@@ -253,15 +290,15 @@ class Manifest:
     def from_json(cls, data: bytes, where: str = FILE_NAME) -> Manifest:
         """Decode and check; ArtifactError names the field that does not fit."""
         try:
-            version = msgspec.json.decode(data)
-            version = version.get("schema_version") if isinstance(version, dict) else None
+            values = msgspec.json.decode(data)
+            version = values.get("schema_version") if isinstance(values, dict) else None
             if version != SCHEMA_VERSION:
                 raise ArtifactError(
                     f"{where} has schema version {version!r}; this onnxft reads version {SCHEMA_VERSION}. "
                     "Export the artifact again, or install the onnxft release that wrote it."
                 )
             manifest = msgspec.json.decode(data, type=cls)
-        except msgspec.MsgspecError as err:
+        except (msgspec.MsgspecError, RecursionError) as err:
             raise ArtifactError(f"{where} is not a manifest of onnxft: {err}. Export the artifact again.") from err
         manifest.check(where)
         return manifest
@@ -277,53 +314,7 @@ class Manifest:
 
     def check(self, where: str = FILE_NAME) -> None:
         """Relations that types cannot say."""
-        for problem in self._problems():
-            raise ArtifactError(f"{where}: {problem}. Export the artifact again.")
+        from onnxft.manifest_check import problems
 
-    def _problems(self) -> Iterator[str]:
-        if self.batch_size < 1:
-            yield f"batch_size is {self.batch_size}, it must be at least 1"
-        for dimension, size in self.dimensions.items():
-            if dimension == BATCH or size < 1:
-                yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
-        if self.loss.class_axis < 1:
-            yield f"the classes lie along axis {self.loss.class_axis}, which must be at least 1"
-        if self.loss.shift < 0 or (self.loss.shift and (self.loss.class_axis != 2 or self.loss.ignore_index is None)):
-            yield "the loss shifts labels without positions before the classes and an ignored label"
-        names = {p.name for p in self.parameters}
-        if len(names) != len(self.parameters):
-            yield "a parameter is listed twice"
-        if not names:
-            yield "no parameter is trained"
-        if len({t.name for t in self.weights}) != len(names) + len(self.buffers):
-            yield "a running statistic is listed twice, or as a parameter too"
-        shapes = {p.name: p.shape for p in self.parameters}
-        buffer_shapes = {b.name: b.shape for b in self.buffers}
-        for role, graph in self.graphs.items():
-            if graph.file not in self.files:
-                yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
-            for port in graph.inputs:
-                for d in port.shape:
-                    if dimension_size(d, {BATCH: self.batch_size, **self.dimensions}) is None:
-                        yield f"input '{port.name}' of graph '{role}' has the dimension '{d}', whose size is not given"
-            for port in (*graph.inputs, *graph.outputs):
-                if port.parameter is not None and port.parameter not in names:
-                    yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"
-                elif port.parameter is not None and port.shape != shapes[port.parameter]:
-                    yield (
-                        f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}, its parameter "
-                        f"{list(shapes[port.parameter])}"
-                    )
-                if (port.role == "buffer") != (port.buffer is not None):
-                    yield f"'{port.name}' of graph '{role}' has the role '{port.role}' and the buffer {port.buffer!r}"
-                elif port.buffer is not None and port.shape != buffer_shapes.get(port.buffer):
-                    yield (
-                        f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}; the running statistic "
-                        f"'{port.buffer}' is unknown or has another"
-                    )
-        for tensor in self.weights:
-            if tensor.inference is not None and tensor.inference.file not in self.files:
-                yield f"'{tensor.name}' lies in the file '{tensor.inference.file}', which has no sha256"
-        for file in self.files:
-            if file != Path(file).name or file in ("", ".", ".."):
-                yield f"the file name {file!r} leaves the artifact directory"
+        for problem in problems(self):
+            raise ArtifactError(f"{where}: {problem}. Export the artifact again.")

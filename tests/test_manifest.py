@@ -20,6 +20,7 @@ from onnxft.manifest import (
     Merge,
     Optimizer,
     Parameter,
+    ParameterGroup,
     Port,
 )
 
@@ -48,8 +49,9 @@ FULL = Manifest(
         Parameter("b", (), "float64"),
     ),
     buffers=(Buffer("bn.mean", (3,), "float32", "mean", "bn", (BATCH, 4, "?"), ByteRange("infer.onnx", 32, 12)),),
+    parameter_groups=(ParameterGroup("head", 0.5, 0.0),),
     dimensions={"length": 7},
-    loss=Loss("cross_entropy", "output", 5),
+    loss=Loss("cross_entropy", "output", 5, class_weights=(1.0, 2.0, 3.0, 4.0, 5.0), label_smoothing=0.1),
     optimizer=Optimizer("adamw", {"beta1": 0.9}, 0.01),
     frozen_parameters=7,
     classes=("a", "b"),
@@ -72,6 +74,15 @@ def test_what_is_derived() -> None:
     assert [p.size for p in FULL.parameters] == [6, 1]
 
 
+def test_a_manifest_of_before_still_reads() -> None:
+    values = json.loads(FULL.to_json())
+    del values["parameter_groups"]
+    values["loss"] = {"kind": "cross_entropy", "output": "output", "num_classes": 5}
+    old = Manifest.from_json(json.dumps(values).encode())
+    assert old.loss == Loss("cross_entropy", "output", 5)
+    assert old.parameter_group("head") == ParameterGroup("head", 1.0, None)
+
+
 def test_a_graph_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ArtifactError, match="'net' has no 'eval' graph \\(it has train\\)"):
         FULL.graph("eval")
@@ -92,6 +103,13 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda m: m.update(batch_size=0), "batch_size is 0"),
         (lambda m: m.update(generator="other"), "at `$.generator`"),
         (lambda m: m["loss"].update(kind="hinge"), "at `$.loss.kind`"),
+        (lambda m: m["loss"].update(class_weights=[1.0]), "the loss has the class_weights [1.0] for 5 classes"),
+        (lambda m: m["loss"].update(pos_weight=[-1.0]), "the loss has the pos_weight [-1.0]"),
+        (lambda m: m["loss"].update(label_smoothing=1.0), "the loss has the label_smoothing 1.0"),
+        (lambda m: m["loss"].update(delta=0.0), "and the delta 0.0"),
+        (lambda m: m["parameter_groups"][0].update(name="tail"), "the parameter groups ['tail'] are not those"),
+        (lambda m: m["parameter_groups"].append(m["parameter_groups"][0]), "['head', 'head'] are not those"),
+        (lambda m: m["parameter_groups"][0].update(lr_factor=0.0), "group 'head' has a rate or decay that is out of"),
         (lambda m: m["graphs"].update(other=m["graphs"]["train"]), "Invalid enum value 'other'"),
         (lambda m: m["graphs"]["train"].update(file="eval.onnx"), "'eval.onnx', which has no sha256"),
         (lambda m: m["graphs"]["train"].update(file="../x"), "'../x', which has no sha256"),

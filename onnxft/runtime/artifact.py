@@ -11,13 +11,15 @@ from onnxft.errors import ArtifactError, near
 from onnxft.files import sha256
 from onnxft.manifest import FROZEN_FILE, Manifest
 from onnxft.runtime.engine import Array, Arrays
+from onnxft.runtime.graph_files import check_graph
 
 
 def load_artifact(directory: Path) -> Manifest:
     """Read the manifest and check every file against it.
 
     Raises:
-        ArtifactError: a file is missing or does not match its sha256, or the directory holds a link.
+        ArtifactError: a file is missing or does not match its sha256, the directory holds a link, or a graph would
+            make the runtime read another file than those that the manifest lists.
     """
     manifest = Manifest.load(directory)
     # Graphs name files of weights themselves: a link anywhere in here could lead the runtime out.
@@ -31,6 +33,9 @@ def load_artifact(directory: Path) -> Manifest:
                 f"'{directory / name}' does not match its sha256: it was changed or only partly copied. "
                 "Copy or export the artifact again."
             )
+    for role, graph in manifest.graphs.items():
+        if role != "ort_checkpoint":  # of a format of its own, which names no files
+            check_graph(directory / graph.file, manifest.files)
     return manifest
 
 

@@ -1,0 +1,104 @@
+"""What the types of a manifest cannot say: how its parts must fit each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from onnxft.manifest import BATCH, Loss, Manifest, dimension_size
+
+MAX_VALUES = 2**34
+"""Values of one array: more is taken for a damaged or hostile file, before anything is allocated."""
+
+
+def problems(manifest: Manifest) -> Iterator[str]:
+    """Sentences without their full stop, none where everything fits."""
+    if (text := next((t for t in _texts(msgspec.to_builtins(manifest)) if not t.isprintable()), None)) is not None:
+        yield f"the text {text!r} has control characters, on which a terminal or a report would act"
+    if manifest.batch_size < 1:
+        yield f"batch_size is {manifest.batch_size}, it must be at least 1"
+    for dimension, size in manifest.dimensions.items():
+        if dimension == BATCH or size < 1:
+            yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
+    yield from _loss_problems(manifest.loss)
+    names = {p.name for p in manifest.parameters}
+    if len(names) != len(manifest.parameters):
+        yield "a parameter is listed twice"
+    if not names:
+        yield "no parameter is trained"
+    listed = [g.name for g in manifest.parameter_groups]
+    if len(set(listed)) != len(listed) or not set(listed) <= set(manifest.groups):
+        yield f"the parameter groups {listed} are not those of the parameters, each once"
+    for group in manifest.parameter_groups:
+        if not (0 < group.lr_factor < math.inf and 0 <= (group.weight_decay or 0) < math.inf):
+            yield f"the parameter group '{group.name}' has a rate or decay that is out of range"
+    if len({t.name for t in manifest.weights}) != len(names) + len(manifest.buffers):
+        yield "a running statistic is listed twice, or as a parameter too"
+    shapes = {p.name: p.shape for p in manifest.parameters}
+    buffer_shapes = {b.name: b.shape for b in manifest.buffers}
+    for role, graph in manifest.graphs.items():
+        if graph.file not in manifest.files:
+            yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
+        for port in graph.inputs:
+            sizes = [dimension_size(d, {BATCH: manifest.batch_size, **manifest.dimensions}) for d in port.shape]
+            known = [size for size in sizes if size is not None]
+            if len(known) < len(sizes):
+                d = port.shape[sizes.index(None)]
+                yield f"input '{port.name}' of graph '{role}' has the dimension '{d}', whose size is not given"
+            elif any(size < 0 for size in known) or math.prod(known) > MAX_VALUES:
+                yield (
+                    f"input '{port.name}' of graph '{role}' has the shape {list(port.shape)}, here {known}: more "
+                    f"than the {MAX_VALUES:,} values that onnxft allocates for one array, or less than none"
+                )
+        for port in (*graph.inputs, *graph.outputs):
+            if port.parameter is not None and port.parameter not in names:
+                yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"
+            elif port.parameter is not None and port.shape != shapes[port.parameter]:
+                yield (
+                    f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}, its parameter "
+                    f"{list(shapes[port.parameter])}"
+                )
+            if (port.role == "buffer") != (port.buffer is not None):
+                yield f"'{port.name}' of graph '{role}' has the role '{port.role}' and the buffer {port.buffer!r}"
+            elif port.buffer is not None and port.shape != buffer_shapes.get(port.buffer):
+                yield (
+                    f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}; the running statistic "
+                    f"'{port.buffer}' is unknown or has another"
+                )
+    for tensor in manifest.weights:
+        if tensor.inference is not None and tensor.inference.file not in manifest.files:
+            yield f"'{tensor.name}' lies in the file '{tensor.inference.file}', which has no sha256"
+    for file in manifest.files:
+        if file != Path(file).name or file in ("", ".", ".."):
+            yield f"the file name {file!r} leaves the artifact directory"
+
+
+def _loss_problems(loss: Loss) -> Iterator[str]:
+    if loss.class_axis < 1:
+        yield f"the classes lie along axis {loss.class_axis}, which must be at least 1"
+    if loss.shift < 0 or (loss.shift and (loss.class_axis != 2 or loss.ignore_index is None)):
+        yield "the loss shifts labels without positions before the classes and an ignored label"
+    for name, weights, counts in (
+        ("class_weights", loss.class_weights, (0, loss.num_classes)),
+        ("pos_weight", loss.pos_weight, (0, 1, loss.num_classes)),
+    ):
+        if len(weights) not in counts or not all(0 <= w < math.inf for w in weights):
+            yield f"the loss has the {name} {list(weights)} for {loss.num_classes} classes"
+    if not 0 <= loss.label_smoothing < 1 or not 0 < loss.delta < math.inf:
+        yield f"the loss has the label_smoothing {loss.label_smoothing} and the delta {loss.delta}"
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every string in decoded JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)

@@ -1,0 +1,128 @@
+"""What a graph file reads outside itself, found without the onnx package before the runtime opens anything.
+
+A manifest and its hashes come from whoever made the artifact, so a graph that fits its hash may still name any file.
+Only the protobuf fields that lead to tensors and nodes are followed; everything else is skipped unread.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from onnxft.errors import ArtifactError
+
+MESSAGES: dict[str, dict[int, str]] = {
+    # message of onnx.proto: {number of a field: its message}
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto",
+        22: "SparseTensorProto", 23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "StringStringEntryProto"},
+    "StringStringEntryProto": {},
+}  # fmt: skip
+_TEXTS = {"NodeProto": {4: "op_type"}, "TensorProto": {8: "name"}, "StringStringEntryProto": {1: "key", 2: "value"}}
+_READS_FILES = ("EPContext",)
+"""Operators of the runtime that open a file which an attribute names."""
+_MAX_DEPTH = 64
+
+
+def check_graph(path: Path, beside: Collection[str]) -> None:
+    """Check one graph of an artifact, whose folder holds the (hashed) files `beside`.
+
+    Raises:
+        ArtifactError: the file is no ONNX model, or would make the runtime read another file than one of `beside`.
+    """
+    if path.stat().st_size == 0:
+        raise ArtifactError(f"'{path}' is empty. Export the artifact again.")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            _check(_Part(data, 0, len(data)), path, beside)
+        except (IndexError, UnicodeDecodeError, RecursionError) as err:
+            raise ArtifactError(f"'{path}' is not an ONNX model: {err}. Export the artifact again.") from None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A message: bytes `start` to `end` of a file."""
+
+    data: mmap.mmap
+    start: int
+    end: int
+
+    def fields(self) -> Iterator[tuple[int, _Part]]:
+        """(number, contents) of every length-delimited field; numbers of other types are passed over."""
+        at = self.start
+        while at < self.end:
+            tag, at = self._varint(at)
+            match tag & 7:
+                case 0:
+                    _, at = self._varint(at)
+                case 1:
+                    at += 8
+                case 5:
+                    at += 4
+                case 2:
+                    length, at = self._varint(at)
+                    if at + length > self.end:
+                        raise IndexError("a field ends behind its message")
+                    yield tag >> 3, _Part(self.data, at, at + length)
+                    at += length
+                case other:
+                    raise IndexError(f"a field has the wire type {other}")
+
+    def text(self) -> str:
+        return self.data[self.start : self.end].decode()
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            if at >= self.end or shift > 63:
+                raise IndexError("a number ends behind its message")
+            byte = self.data[at]
+            value |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 128:
+                return value, at
+
+
+def _check(root: _Part, path: Path, beside: Collection[str]) -> None:
+    waiting = [(root, "ModelProto", 0)]
+    while waiting:
+        part, message, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise IndexError(f"its messages are nested more than {_MAX_DEPTH} deep")
+        texts: dict[str, str] = {}
+        entries: dict[str, str] = {}
+        for number, contents in part.fields():
+            inner = MESSAGES[message].get(number)
+            if number in _TEXTS.get(message, {}):
+                texts[_TEXTS[message][number]] = contents.text()
+            elif inner == "StringStringEntryProto":
+                pair = {_TEXTS[inner][n]: p.text() for n, p in contents.fields() if n in _TEXTS[inner]}
+                entries[pair.get("key", "")] = pair.get("value", "")
+            elif inner is not None:
+                waiting.append((contents, inner, depth + 1))
+        if message == "TensorProto" and entries:
+            _check_location(entries.get("location", ""), texts.get("name", ""), path, beside)
+        if texts.get("op_type") in _READS_FILES:
+            raise ArtifactError(
+                f"'{path}' has the operator '{texts['op_type']}', which makes the runtime read other files. "
+                "Do not use this artifact unless you know where it comes from; export it again."
+            )
+
+
+def _check_location(location: str, tensor: str, path: Path, beside: Collection[str]) -> None:
+    # Parts of "." are a writer's fill (`files.location_beside`) and lead nowhere.
+    if "\\" in location or location.startswith("/") or str(PurePosixPath(location)) not in beside:
+        raise ArtifactError(
+            f"tensor {tensor!r} of '{path}' lies in {location!r}, which is no file that the manifest lists. "
+            "Do not use this artifact unless you know where it comes from; export it again."
+        )

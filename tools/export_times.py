@@ -20,7 +20,7 @@ from onnxft.exporters.source import export_source
 from onnxft.generators import native
 from onnxft.graph.forward import Forward
 from onnxft.step.build import build_step
-from onnxft.step.losses import describe_loss
+from onnxft.step.loss_options import describe_loss
 from onnxft.step.optimizers import describe_optimizer
 from onnxft.step.select import select
 

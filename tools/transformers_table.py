@@ -19,7 +19,7 @@ from typing import Any
 
 OUT = Path(__file__).parent.parent / "artifacts" / "evidence" / "transformers"
 CLASSES = 3
-SIZE: dict[str, Any] = {"image_size": 64}
+SIZE: dict[str, Any] = {"size": 64}
 
 SIZES: tuple[tuple[int, str], ...] = (
     (
@@ -171,7 +171,7 @@ def _examine(class_name: str, model_type: str, at: Any) -> None:
     from onnxft.errors import GradientError
     from onnxft.exporters.huggingface import example_inputs, export_pretrained
     from onnxft.step.build import build_step
-    from onnxft.step.losses import describe_loss
+    from onnxft.step.loss_options import describe_loss
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 

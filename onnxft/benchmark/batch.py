@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxft.errors import ArtifactError
-from onnxft.manifest import BATCH, GraphFile, GraphRole, Manifest, Port
+from onnxft.manifest import BATCH, GraphFile, GraphRole, Loss, Manifest, Port
 from onnxft.runtime.batches import fixed_shape
 from onnxft.runtime.engine import Array
 
@@ -39,9 +39,18 @@ def random_batch(manifest: Manifest, batch_size: int, seed: int) -> dict[str, Ar
     rng = np.random.Generator(np.random.Philox(seed))
     sizes = {**manifest.dimensions, BATCH: batch_size}
     batch = {port.name: _values(rng, port, sizes, high=2) for port in input_ports(manifest)}
-    (labels,) = _first_graph(manifest, DATA_ROLES).named("label")
-    batch[labels.name] = _values(rng, labels, sizes, high=manifest.loss.num_classes or 2)
+    for labels in _first_graph(manifest, DATA_ROLES).named("label"):
+        batch[labels.name] = _labels(rng, labels, sizes, manifest.loss)
     return batch
+
+
+def _labels(rng: np.random.Generator, port: Port, sizes: Mapping[str, int], loss: Loss) -> Array:
+    if loss.kind == "bce_with_logits":
+        return rng.integers(0, 2, fixed_shape(port, sizes)).astype(port.dtype)
+    if loss.kind == "kl_div":
+        p = rng.random(fixed_shape(port, sizes))
+        return np.asarray(p / p.sum(axis=loss.class_axis, keepdims=True), port.dtype)
+    return _values(rng, port, sizes, high=loss.num_classes or 2)
 
 
 def _values(rng: np.random.Generator, port: Port, sizes: Mapping[str, int], high: int) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from onnxft.errors import ConfigError, near
+from onnxft.yaml_file import read_yaml
 
 BASELINES = ("torch",)
 COMMAND_LINE_ONLY = ("source", "python")
@@ -124,15 +125,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
     ConfigError where it holds no mapping, or names code to run.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(f"cannot read the configuration '{path}': {err}. Give a YAML file.") from err
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' holds {type(values).__name__}, not `key: value` lines. See `onnxft bench --help`.")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
     for key in COMMAND_LINE_ONLY:
         if key in values:
             raise ConfigError(f"'{path}' sets {key!r}, which names code to run. Give --{key} on the command line.")

@@ -16,9 +16,10 @@ from onnxft.benchmark.batch import input_ports, output_ports, random_batch
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.scenario import measure, peak_rss_bytes
 from onnxft.errors import ArtifactError, ModelError
-from onnxft.manifest import FROZEN_FILE, LABELS, PARAMETERS_FILE, Manifest, Optimizer
+from onnxft.manifest import FROZEN_FILE, LABELS, PARAMETERS_FILE, Loss, Manifest, Optimizer
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.engine import Array
+from onnxft.runtime.rates import by_group
 
 
 def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
@@ -36,7 +37,8 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     parameters = select_trainables(module, manifest)
     train_statistics(module, manifest)
     load_initial_values(module, manifest, artifact)
-    optimizer = build_optimizer(list(parameters.values()), manifest.optimizer, request.config.lr)
+    lr = request.config.lr
+    optimizer = build_optimizer(parameter_groups(parameters, manifest, lr), manifest.optimizer, lr)
     build_seconds = time.perf_counter() - start
 
     def step() -> float:
@@ -129,7 +131,18 @@ def _trained_values(manifest: Manifest, artifact: Path) -> dict[str, torch.Tenso
     return values
 
 
-def build_optimizer(parameters: list[torch.nn.Parameter], optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
+def parameter_groups(
+    parameters: Mapping[str, torch.nn.Parameter], manifest: Manifest, lr: float
+) -> list[dict[str, Any]]:
+    """The artifact's groups with the rates that a session gives them."""
+    rates, decays = by_group(manifest, lr, None)
+    members = {g: [parameters[p.name] for p in manifest.parameters if p.group == g] for g in manifest.groups}
+    return [{"params": members[g], "lr": rates[g], "weight_decay": decays[g]} for g in manifest.groups]
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]] | list[torch.nn.Parameter], optimizer: Optimizer, lr: float
+) -> torch.optim.Optimizer:
     """The manifest's optimizer in torch; ModelError for an option that it would ignore."""
     options = dict(optimizer.options)
     arguments: dict[str, Any] = {"lr": lr, "weight_decay": optimizer.weight_decay}
@@ -151,7 +164,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], optimizer: Optimizer, 
             f"the torch baseline does not know the option(s) {', '.join(sorted(options))} of the optimizer "
             f"'{optimizer.kind}': the work would differ. Benchmark without --baseline torch."
         )
-    return kind(parameters, **arguments)
+    return kind(groups, **arguments)
 
 
 def batch_loss(
@@ -160,8 +173,32 @@ def batch_loss(
     """The mean loss of the batch, shape (); `keywords` names the inputs of `forward`, empty for positions."""
     inputs = [batch[port.name] for port in input_ports(manifest)]
     result = module(**dict(zip(keywords, inputs, strict=True))) if keywords else module(*inputs)
-    output, labels = _loss_output(result, manifest), batch[LABELS]
-    return F.cross_entropy(output, labels) if manifest.loss.kind == "cross_entropy" else F.mse_loss(output, labels)
+    output = _loss_output(result, manifest)
+    return output.mean() if manifest.loss.kind == "model" else mean_loss(manifest.loss, output, batch[LABELS])
+
+
+def mean_loss(loss: Loss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The manifest's loss in torch, shape ()."""
+    match loss.kind:
+        case "cross_entropy":
+            if loss.shift:
+                x, y = x[:, : -loss.shift], y[:, loss.shift :]
+            ignored = -100 if loss.ignore_index is None else loss.ignore_index  # torch's default is no label
+            weight = torch.tensor(loss.class_weights, dtype=x.dtype) if loss.class_weights else None
+            x, smoothing = x.movedim(loss.class_axis, 1), loss.label_smoothing
+            return F.cross_entropy(x, y, weight, ignore_index=ignored, label_smoothing=smoothing)
+        case "bce_with_logits":
+            p = None
+            if loss.pos_weight:
+                along = [-1 if axis == loss.class_axis else 1 for axis in range(x.ndim)]
+                p = torch.tensor(loss.pos_weight, dtype=x.dtype).reshape(along)
+            return F.binary_cross_entropy_with_logits(x, y, pos_weight=p)
+        case "kl_div":
+            each = F.kl_div(F.log_softmax(x, loss.class_axis), y, reduction="none")
+            return each.sum(loss.class_axis).mean()
+        case "huber":
+            return F.huber_loss(x, y, delta=loss.delta)
+    return F.l1_loss(x, y) if loss.kind == "l1" else F.mse_loss(x, y)
 
 
 def _loss_output(result: Any, manifest: Manifest) -> torch.Tensor:

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, key_values
+from onnxft.cli.options import (
+    config_option,
+    dimension_option,
+    dynamic_shapes,
+    key_values,
+    loss_options,
+    preprocess_option,
+)
 
 
 @click.command("export")
@@ -30,9 +37,16 @@ from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, 
     help="BatchNorm layers that use the batch's statistics and train their running ones [default: none]. Repeatable.",
 )
 @click.option(
-    "--loss", metavar="NAME", help="cross_entropy or mse [default: what the source suggests, else cross_entropy]."
-)
+    "--loss", metavar="NAME",
+    help="cross_entropy, bce_with_logits, mse, l1, huber, kl_div, or model: the output is the loss itself "
+    "[default: what the source suggests, else cross_entropy].",
+)  # fmt: skip
 @click.option("--loss-output", metavar="NAME", help="Output that the loss reads [default: the first].")
+@click.option(
+    "--loss-option", "loss_options", multiple=True, metavar="KEY=X[,X...]",
+    help="cross_entropy: class_weights (one for each class), label_smoothing, ignore_index, shift, class_axis; "
+    "bce_with_logits: pos_weight; huber: delta. Repeatable.",
+)  # fmt: skip
 @click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="adamw, adam, lion or sgd.")
 @click.option(
     "--optimizer-option",
@@ -42,6 +56,14 @@ from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, 
     help="beta1, beta2, eps; momentum, nesterov.",
 )
 @click.option("--weight-decay", type=float, help="Default decay [default: torch's].")
+@click.option(
+    "--lr-factor", "lr_factors", multiple=True, metavar="GLOB=X",
+    help="Factor of the learning rate for parameters; the last pattern that matches holds. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--decay", "weight_decays", multiple=True, metavar="GLOB=X", help="Decay of parameters, likewise. Repeatable."
+)
+@click.option("--no-decay-norms", is_flag=True, help="No decay of biases and normalisation (at most one dimension).")
 @click.option("--batch-size", type=int, help="Rows of a step [default: those of the example].")
 @click.option(
     "--input-name", "input_names", multiple=True, metavar="NAME", help="Name of an input, in order. Repeatable."
@@ -55,6 +77,7 @@ from onnxft.cli.options import config_option, dimension_option, dynamic_shapes, 
 )  # fmt: skip
 @click.option("--fixed", is_flag=True, help="Fix every dimension besides the batch, the length of texts too.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Name of a class, in order. Repeatable.")
+@preprocess_option("How pictures are made: size, resize, interpolation, color, scale, mean, std. Repeatable.")
 @click.option(
     "--dropout/--no-dropout", default=True, show_default=True, help="Keep Dropout and other random operators."
 )
@@ -73,7 +96,10 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     from onnxft.cli.render import artifact_summary, parameter_table, say
 
     writing = {key: options.pop(key) for key in ("batch_size", "generator", "python")}
-    options["optimizer_options"] = key_values(options["optimizer_options"])
+    options["preprocessing"] = options.pop("preprocess")
+    for key in ("optimizer_options", "lr_factors", "weight_decays"):
+        options[key] = key_values(options[key])
+    options["loss_options"] = loss_options(options["loss_options"])
     named = dynamic_shapes(options["dynamic_shapes"])
     if options.pop("fixed"):
         if named:

@@ -23,15 +23,16 @@ def inspect(what: Path) -> None:
 def _artifact(directory: Path) -> None:
     from rich.markup import escape
 
-    from onnxft.cli.render import console, say, size_text, table
+    from onnxft.cli.render import console, group_text, loss_text, say, size_text, table
     from onnxft.runtime.artifact import load_artifact, memory_estimate
 
     manifest = load_artifact(directory)
     options = "".join(f", {key}={value:g}" for key, value in manifest.optimizer.options.items())
-    classes = f", {manifest.loss.num_classes} classes" if manifest.loss.num_classes is not None else ""
     say(f"Artifact     {manifest.name} (generator {manifest.generator}, schema {manifest.schema_version})")
-    say(f"Loss         {manifest.loss.kind} of '{manifest.loss.output}'{classes}")
+    say(f"Loss         {loss_text(manifest.loss)}")
     say(f"Optimizer    {manifest.optimizer.kind}{options}, weight_decay={manifest.optimizer.weight_decay:g}")
+    for group in manifest.parameter_groups:
+        say(f"Group        {group_text(group)}")
     say(f"Batch        {manifest.batch_size} rows")
     if manifest.classes:
         say(f"Classes      {', '.join(manifest.classes)}")

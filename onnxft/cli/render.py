@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxft.manifest import Manifest
+from onnxft.manifest import DEFAULT_GROUP, Loss, Manifest, ParameterGroup
 
 if TYPE_CHECKING:
     from onnxft.api import Plan
@@ -35,6 +35,27 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
+def loss_text(loss: Loss) -> str:
+    """A loss with its output, classes and what differs from the defaults."""
+    text = f"{loss.kind} of '{loss.output}'"
+    if loss.num_classes is not None:
+        binary = loss.kind == "bce_with_logits" and loss.num_classes == 1
+        text += ", binary" if binary else f", {loss.num_classes} classes"
+    plain = Loss(loss.kind, loss.output)
+    for name in ("class_weights", "label_smoothing", "ignore_index", "shift", "pos_weight", "delta", "inputs"):
+        value = getattr(loss, name)
+        if value != getattr(plain, name):
+            text += f", {name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+    return f"{text}, one number for the batch" if loss.scalar else text
+
+
+def group_text(group: ParameterGroup) -> str:
+    """A parameter group with what it has of its own."""
+    factor = f"lr × {group.lr_factor:g}" if group.lr_factor != 1 else "lr as given"
+    decay = "weight decay as given" if group.weight_decay is None else f"weight decay {group.weight_decay:g}"
+    return f"{group.name}: {factor}, {decay}"
+
+
 def table(*columns: str) -> Table:
     """An empty table without borders; a column whose name begins with `>` holds numbers."""
     made = Table(box=None, pad_edge=False, header_style="bold")
@@ -52,17 +73,22 @@ def parameter_table(plan: Plan) -> None:
             continue
         total += tensor.size
         name = tensor.name + (f" = {', '.join(tensor.tied_to)}" if tensor.tied_to else "")
-        state = "train" if tensor.name in chosen else plan.selection.skipped.get(tensor.name, "-")
+        state = plan.selection.skipped.get(tensor.name, "-")
+        if tensor.name in chosen:
+            state = "train" if chosen[tensor.name] == DEFAULT_GROUP else f"train ({chosen[tensor.name]})"
         rows.append((escape(name), " × ".join(map(str, tensor.shape)) or "scalar", f"{tensor.size:,}", state))
     made = table("parameter", "shape", ">values", "")
     shown = rows if len(rows) <= _MAX_ROWS else _around_changes(rows)
     for row in shown:
-        made.add_row(*row, style="" if row[3] == "train" else "dim")
+        made.add_row(*row, style="" if row[3].startswith("train") else "dim")
     console().print(made)
     trained = sum(t.size for t in plan.forward.tensors if t.name in chosen)
     say(
         f"{len(chosen)} of {len(rows)} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%})."
     )
+    for group in plan.selection.parameter_groups:
+        count = sum(name == group.name for name in chosen.values())
+        say(f"Group {group_text(group)} ({count} parameters).")
     if plan.selection.batch_norms:
         names = ", ".join(layer.name for layer in plan.selection.batch_norms)
         say(f"BatchNorm layers that train their running statistics: {names}.")

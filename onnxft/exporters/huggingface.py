@@ -18,6 +18,7 @@ from onnxft.errors import ModelError
 from onnxft.exporters.check import tensors_of
 from onnxft.exporters.dimensions import DynamicShapes
 from onnxft.exporters.huggingface_inputs import TEXT, example_inputs
+from onnxft.exporters.huggingface_pictures import picture_keys
 from onnxft.exporters.pytorch import export_module
 from onnxft.graph.forward import Forward
 from onnxft.manifest import Loss
@@ -69,21 +70,22 @@ def export_directory(
     config = _read_json(directory / "config.json")
     task, architecture = _task(config, directory)
     model, notes = _load(directory, architecture)
-    preprocessing = _preprocessing(directory)
+    made, unknown = _preprocessing(directory)
     forward = export_pretrained(
         model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout,
-        dynamic_shapes=dynamic_shapes, preprocessing=preprocessing,
+        dynamic_shapes=dynamic_shapes, preprocessing=made,
     )  # fmt: skip
+    made, unfit = _fitting(made, forward)
     loss = _loss(task, model.config, forward)
     files, left_out = _files(directory)
     return replace(
         forward,
         loss=loss,
-        classes=_classes(model.config) if loss.kind == "cross_entropy" and loss.shift == 0 else (),
-        preprocessing=preprocessing,
+        classes=_classes(model.config) if loss.kind in ("cross_entropy", "bce_with_logits") and not loss.shift else (),
+        preprocessing=made,
         files=files,
         versions={**forward.versions, "transformers": transformers.__version__},
-        notes=(*notes, *left_out, *forward.notes),
+        notes=(*notes, *unknown, *unfit, *left_out, *forward.notes),
     )
 
 
@@ -138,11 +140,6 @@ def _task(config: Mapping[str, Any], directory: Path) -> tuple[str, str]:
             f"the architecture '{names[0]}' of '{directory}' is none for {', '.join(_TASKS)}. To give the model a new "
             'head, name its class in config.json, such as "architectures": ["BertForSequenceClassification"], and the '
             'classes in "id2label".'
-        )
-    if config.get("problem_type") == "multi_label_classification":
-        raise ModelError(
-            f"'{directory}' is for several labels a row (problem_type in config.json), for which there is no loss "
-            "here. Remove problem_type to train one class a row."
         )
     return task, names[0]
 
@@ -215,6 +212,8 @@ def _loss(task: str, config: Any, forward: Forward) -> Loss:
             return Loss("cross_entropy", output, class_axis=2, ignore_index=IGNORED)
         case "causal language modelling":
             return Loss("cross_entropy", output, class_axis=2, ignore_index=IGNORED, shift=1)
+    if config.problem_type == "multi_label_classification":
+        return Loss("bce_with_logits", output)
     regression = config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
     return Loss("mse" if regression else "cross_entropy", output)
 
@@ -225,26 +224,23 @@ def _classes(config: Any) -> tuple[str, ...]:
     return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
 
-def _preprocessing(directory: Path) -> dict[str, Any]:
-    """How pictures are made: `image_size` (height, width), `mean`, `std` and `scale` (of a byte)."""
+def _preprocessing(directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """How pictures are made, and notes on what is not known of it."""
     path = directory / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    given = _read_json(path)
-    found: dict[str, Any] = {}
-    if given.get("do_resize", True) or given.get("do_center_crop", False):
-        size = given.get("crop_size") if given.get("do_center_crop") else given.get("size")
-        if isinstance(size, int):
-            found["image_size"] = [size, size]
-        elif isinstance(size, dict) and {"height", "width"} <= size.keys():
-            found["image_size"] = [size["height"], size["width"]]
-        elif isinstance(size, dict) and "shortest_edge" in size:
-            found["image_size"] = [size["shortest_edge"]] * 2
-    if given.get("do_rescale", True):
-        found["scale"] = given.get("rescale_factor", 1 / 255)
-    if given.get("do_normalize", True):
-        found |= {own: given[key] for own, key in (("mean", "image_mean"), ("std", "image_std")) if key in given}
-    return found
+    return picture_keys(_read_json(path)) if path.is_file() else ({}, ())
+
+
+def _fitting(found: dict[str, Any], forward: Forward) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Without a size that is not that of the model's input."""
+    shapes = [v.shape for v in forward.infer.graph.inputs if v.name == "pixel_values" and v.shape is not None]
+    sides = [d for d in shapes[0][2:] if isinstance(d, int)] if shapes else []
+    if "size" not in found or len(sides) != 2 or list(found["size"]) == sides:
+        return found, ()
+    size = found["size"]
+    note = (
+        f"the processor makes pictures of {size[0]} × {size[1]}; they are made in the model's {sides[0]} × {sides[1]}"
+    )
+    return {key: value for key, value in found.items() if key not in ("size", "resize")}, (note,)
 
 
 def _files(directory: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:

@@ -21,7 +21,7 @@ def example_inputs(model: Any, preprocessing: dict[str, Any] | None = None) -> d
 
     Args:
         model: a transformers model.
-        preprocessing: its `image_size` (height, width), where the processor says it.
+        preprocessing: its `size` (height, width), where the processor says it.
 
     Raises:
         ModelError: the model reads neither texts nor pictures, or its config does not say their size.
@@ -77,7 +77,7 @@ def _id(config: Any, what: str) -> int | None:
 def _pictures(config: Any, preprocessing: dict[str, Any]) -> torch.Tensor:
     vision = getattr(config, "vision_config", None) or config
     own = next((v for n in ("image_size", "input_size") if (v := getattr(vision, n, None)) is not None), None)
-    size = own if own is not None else preprocessing.get("image_size")
+    size = own if own is not None else preprocessing.get("size")
     if size is None:
         raise ModelError(
             f"neither the config ({type(config).__name__}) nor preprocessor_config.json says the size of the pictures: "

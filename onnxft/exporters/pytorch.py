@@ -29,6 +29,7 @@ from onnxft.runtime.providers import first_line
 
 _RANDOM = ("RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike", "Bernoulli", "Multinomial")
 """Random operators besides Dropout: what they turn into in inference only a second trace tells."""
+_LOSSES = ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
 
 
 def export_module(
@@ -223,6 +224,10 @@ def _export(source: _Source, *, training: bool) -> tuple[ir.Model, tuple[str, ..
             read = set(source.reached)
             notes = (f"the model was exported by tracing, since torch.export failed: {first}",)
     common.InlinePass()(model)
+    for node in model.graph:
+        if node.op_type in _LOSSES:  # torch 2.13 records the shape () for reduction="none" too
+            for value in node.outputs:
+                value.shape = None
     if training:
         # torch's fused attention is exported with its rate, but inactive.
         activate_dropout(model.graph, every=False)

@@ -61,6 +61,7 @@ def describe(
         optimizer=optimizer,
         frozen_parameters=_count_frozen(forward, selection),
         buffers=_buffers(forward, selection, ranges),
+        parameter_groups=selection.parameter_groups,
         dimensions=dict(forward.dimensions),
         classes=forward.classes,
         preprocessing=dict(forward.preprocessing),

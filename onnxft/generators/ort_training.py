@@ -30,7 +30,7 @@ from onnxft.generators.ort_training_lowering import lower
 from onnxft.graph.forward import Forward
 from onnxft.graph.io import save_inference
 from onnxft.graph.shapes import Dim, dims
-from onnxft.manifest import LABELS, GraphFile, GraphRole, Loss, Manifest, Optimizer, Port, Role
+from onnxft.manifest import LABELS, GraphFile, GraphRole, Loss, Manifest, Optimizer, ParameterGroup, Port, Role
 from onnxft.step.losses import label_type
 from onnxft.step.select import Selection
 
@@ -73,6 +73,11 @@ def generate(
         raise ConfigError(
             f"the 'ort-training' generator keeps the running statistics of BatchNorm frozen, but train_batchnorm "
             f"matches '{selection.batch_norms[0].name}'. Leave --train-batchnorm out, or use --generator native."
+        )
+    if any(g != ParameterGroup(g.name) for g in selection.parameter_groups):
+        raise ConfigError(
+            "onnxruntime-training has one learning rate and one decay for all parameters, so the 'ort-training' "
+            "generator takes no lr_factors or weight_decays. Leave them out, or use --generator native."
         )
     settings = _optimizer_settings(optimizer)
     model = lower(forward, selection.trainable, loss.output)
@@ -157,6 +162,16 @@ def _optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
 
 def _label(model: ir.Model, loss: Loss) -> Port:
     output = next(v for v in model.graph.outputs if v.name == loss.output)
+    if loss.kind not in ("cross_entropy", "mse"):
+        raise GradientError(
+            f"the 'ort-training' generator has the losses cross_entropy and mse, not '{loss.kind}'. "
+            "Use the native generator."
+        )
+    if loss.class_weights or loss.label_smoothing:
+        raise GradientError(
+            "the cross entropy of the 'ort-training' generator is a plain mean, without class_weights and "
+            "label_smoothing. Leave them out, or use the native generator."
+        )
     if loss.kind == "cross_entropy" and len(dims(output)) != 2:
         raise GradientError(
             f"cross_entropy reads '{output.name}' of shape {list(dims(output))}, but onnxruntime-training's takes "
@@ -164,7 +179,9 @@ def _label(model: ir.Model, loss: Loss) -> Port:
         )
     if loss.shift or loss.ignore_index is not None:
         raise GradientError("onnxruntime-training's loss counts every label; use the native generator.")
-    dtype, shape = label_type(loss, output)
+    typed = label_type(loss, output)
+    assert typed is not None
+    dtype, shape = typed
     return Port(LABELS, "label", dtype.numpy().name, _known(LABELS, shape))
 
 

@@ -35,7 +35,7 @@ class StepGraph:
 
 
 def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
-    """The roles `gradients`, `update`, `train` and `eval`.
+    """The roles `gradients`, `update`, `train`, `average` and `eval`.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
@@ -55,6 +55,7 @@ def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Op
         "gradients": _gradients_graph(train, terms, gradients, buffers),
         "update": _update_graph(forward, selection, optimizer),
         "train": _train_graph(train, terms, gradients, buffers, selection, optimizer),
+        "average": _average_graph(forward, selection),
         "eval": _eval_graph(forward, selection, loss),
     }
 
@@ -99,9 +100,7 @@ def _train_graph(
 
 def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) -> StepGraph:
     """From accumulated gradients to new parameters, with clipping."""
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="update")
-    update = _Graph(ir.Model(graph, ir_version=IR_VERSION), forward)
-    update.add_parameters(selection)
+    update = _without_model("update", forward, selection)
     op = update.op
     gradients = {
         n: update.add_state_input(n, "accumulator", "gradient", f"{n}.accumulator") for n in selection.trainable
@@ -112,6 +111,26 @@ def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) 
     means = clip_by_global_norm(op, means, update.add_scalar("max_norm", "max_norm"))
     _add_update(update, means, selection, optimizer)
     return update.finish()
+
+
+def _average_graph(forward: Forward, selection: Selection) -> StepGraph:
+    """a' = a + w (p - a), w = 1 - decay: the exponential moving average of each parameter."""
+    average = _without_model("average", forward, selection)
+    op, weight = average.op, average.add_scalar("average_weight", "average_weight")
+    for name in selection.trainable:
+        a = average.add_state_input(name, "average", "average", f"{name}.average")
+        new = op.Add(a, op.Mul(weight, op.Sub(average.values[name], a)))
+        average.add_output(new, f"{name}.average.new", "average", parameter=name, slot="average")
+    return average.finish()
+
+
+def _without_model(name: str, forward: Forward, selection: Selection) -> _Graph:
+    """A graph that reads the parameters and nothing of the model."""
+    graph = _Graph(
+        ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name), ir_version=IR_VERSION), forward
+    )
+    graph.add_parameters(selection)
+    return graph
 
 
 def _eval_graph(forward: Forward, selection: Selection, loss: Loss) -> StepGraph:
@@ -189,10 +208,12 @@ class _Graph:
         if loss.output not in self.model_outputs:
             raise ModelError(f"the model has no output '{loss.output}'.{near(loss.output, self.model_outputs)}")
         output = self.model_outputs[loss.output]
-        dtype, shape = label_type(loss, output)
-        labels = add_input(self.op, LABELS, dtype, shape)
+        labels = None
+        if typed := label_type(loss, output):
+            labels = add_input(self.op, LABELS, *typed)
+            self.inputs.append(_port(labels, "label"))
         weights = add_input(self.op, SAMPLE_WEIGHTS, ir.DataType.FLOAT, [BATCH])
-        self.inputs += [_port(labels, "label"), _port(weights, "sample_weight")]
+        self.inputs.append(_port(weights, "sample_weight"))
         return loss_builder(loss.kind)(self.op, loss, output, labels, weights)
 
     def add_scalar(self, name: str, role: Role, group: str | None = None) -> ir.Value:

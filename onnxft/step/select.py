@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxft.errors import SelectionError, near
 from onnxft.graph.forward import Forward, Tensor
+from onnxft.manifest import ParameterGroup
 from onnxft.step.batch_norm import BatchNorm, choose, layers
-
-DEFAULT_GROUP = "default"
+from onnxft.step.groups import group_parameters
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Selection:
     """{tensor that a pattern matched but that is not trained: reason}"""
     batch_norms: tuple[BatchNorm, ...] = ()
     """BatchNorm layers that normalise by the batch and train their running statistics."""
+    parameter_groups: tuple[ParameterGroup, ...] = ()
+    """Rate and decay of each group."""
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -36,12 +38,15 @@ def select(
     train: Sequence[str] = ("*",),
     freeze: Sequence[str] = (),
     train_batchnorm: Sequence[str] = (),
+    lr_factors: Mapping[str, float] | None = None,
+    weight_decays: Mapping[str, float] | None = None,
+    no_decay_norms: bool = False,
 ) -> Selection:
     """Parameters that match a pattern of `train` and none of `freeze`, in the order of the model.
 
     A pattern matches any of the names of a tied parameter. The pattern `*` leaves out what the source has frozen.
     Buffers are no parameters; running statistics of the BatchNorm layers that match `train_batchnorm` are trained,
-    all others are frozen.
+    all others are frozen. Groups follow from the rest, see `onnxft.step.groups`.
 
     Raises:
         SelectionError: a pattern matches nothing, or nothing is left.
@@ -66,7 +71,8 @@ def select(
             + (f": {'; '.join(f'{n} ({r})' for n, r in list(skipped.items())[:3])}" if skipped else "")
             + "."
         )
-    return Selection(trainable, dict.fromkeys(trainable, DEFAULT_GROUP), skipped, choose(forward, train_batchnorm))
+    groups, described = group_parameters(forward, trainable, lr_factors or {}, weight_decays or {}, no_decay_norms)
+    return Selection(trainable, groups, skipped, choose(forward, train_batchnorm), described)
 
 
 def _matches(tensor: Tensor, patterns: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from onnxft import files
 from onnxft.cli.bench import bench
-from onnxft.errors import ConfigError, ProviderError
+from onnxft.errors import ConfigError, ProviderError, WriteError
 
 MakeArtifact = Callable[..., Path]
 MakeInterpreter = Callable[[Path, str], str]
@@ -65,7 +65,12 @@ def test_a_crash_while_writing_leaves_the_old_report(
 
     monkeypatch.setattr(files.os, "fsync", crash)
     args = [str(fake_artifact(tmp_path / "artifact")), "--python", f"cpu={python}", flag, str(out / "report")]
-    assert isinstance(CliRunner().invoke(bench, args).exception, OSError)
+    error = CliRunner().invoke(bench, args).exception
+    assert isinstance(error, WriteError)
+    assert (
+        str(error)
+        == f"'{out / 'report'}' cannot be written: No space left on device. What was there before is still there."
+    )
     assert (out / "report").read_text() == "the old one"
     assert [p.name for p in out.iterdir()] == ["report"]
 

@@ -53,9 +53,9 @@ def test_a_file_is_read_as_plain_values(tmp_path: Path) -> None:
     [
         ("source: file.py:make\n", "names code to run"),
         ("python: {cpu: /bin/sh}\n", "names code to run"),
-        ("- cpu\n", "holds list"),
-        ("!!python/object/apply:os.getcwd []\n", "cannot read"),
-        ("a: [", "cannot read"),
+        ("- cpu\n", "not list"),
+        ("!!python/object/apply:os.getcwd []\n", "is not YAML"),
+        ("a: [", "is not YAML"),
     ],
 )
 def test_a_file_cannot_name_code(tmp_path: Path, text: str, words: str) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import save_file
 
-from onnxft.benchmark.batch import random_batch
+from onnxft.benchmark.batch import _labels, random_batch
 from onnxft.benchmark.config import BenchConfig, Side
 from onnxft.benchmark.exchange import Request
 from onnxft.errors import ArtifactError, ModelError
+from onnxft.graph.builder import add_input, builder
+from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import (
     BATCH,
     FILE_NAME,
@@ -27,8 +31,10 @@ from onnxft.manifest import (
     Manifest,
     Optimizer,
     Parameter,
+    ParameterGroup,
     Port,
 )
+from onnxft.step.losses import label_type, loss_builder
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 torch_baseline = pytest.importorskip("onnxft.benchmark.torch_baseline")
@@ -113,7 +119,7 @@ def request_of(tmp_path: Path) -> Any:
             save_file(VALUES, artifact / PARAMETERS_FILE)
         save_file(FROZEN, artifact / FROZEN_FILE)
         for name in ("t.onnx", "e.onnx"):
-            (artifact / name).write_bytes(b"")
+            (artifact / name).write_bytes(b"\x08\x0a")  # ir_version 10 and no graph: no side opens it
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in artifact.iterdir()}
         (artifact / FILE_NAME).write_bytes(replace(manifest, files=files).to_json())
         source = f"{tmp_path / 'net.py'}:{factory}"
@@ -201,6 +207,57 @@ def test_optimizer_is_the_manifest_s(optimizer: Optimizer, kind: str, options: d
     built = torch_baseline.build_optimizer([torch.nn.Parameter(torch.ones(3))], optimizer, lr=0.5)
     assert type(built).__name__ == kind
     assert {key: built.defaults[key] for key in options} == options
+
+
+def test_groups_of_the_artifact_have_their_rates() -> None:
+    manifest = replace(
+        MANIFEST,
+        parameters=tuple(
+            replace(p, group="free" if p.name.endswith("bias") else "default") for p in MANIFEST.parameters
+        ),
+        parameter_groups=(ParameterGroup("free", 0.1, 0.0),),
+    )
+    module = torch.nn.ModuleDict({"stem": torch.nn.Linear(5, 3), "fc": torch.nn.Linear(3, 4)})
+    parameters = torch_baseline.select_trainables(module, manifest)
+    default, free = torch_baseline.parameter_groups(parameters, manifest, lr=0.5)
+    assert (default["lr"], default["weight_decay"]) == (0.5, manifest.optimizer.weight_decay)
+    assert (free["lr"], free["weight_decay"]) == (0.05, 0.0)
+    assert free["params"] == [module["fc"].bias]
+
+
+LOSSES = [
+    Loss("cross_entropy", "y", 4, class_weights=(1.0, 2.0, 0.5, 3.0), label_smoothing=0.1),
+    Loss("cross_entropy", "y", 4, class_axis=2, ignore_index=1, shift=1),
+    Loss("bce_with_logits", "y", 4, pos_weight=(1.0, 2.0, 0.5, 3.0)),
+    Loss("bce_with_logits", "y", 4),
+    Loss("kl_div", "y", 4),
+    Loss("mse", "y"),
+    Loss("l1", "y"),
+    Loss("huber", "y", delta=0.5),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
+def test_the_baseline_has_the_graph_s_loss(loss: Loss) -> None:
+    """Both sides on a random batch of the loss; the graph's is run on the reference evaluator."""
+    shape: tuple[int | str, ...] = ("batch", 3, 4) if loss.class_axis == 2 else ("batch", 4)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="loss")
+    op = builder(graph)
+    output = add_input(op, "y", ir.DataType.FLOAT, shape)
+    typed = label_type(loss, output)
+    assert typed is not None
+    labels = add_input(op, "labels", *typed)
+    weights = add_input(op, "weights", ir.DataType.FLOAT, ["batch"])
+    terms = loss_builder(loss.kind)(op, loss, output, labels, weights)
+    graph.outputs.extend([terms.loss_sum, terms.weight_sum])
+    rng = np.random.default_rng(0)
+    port = Port("labels", "label", typed[0].numpy().name, tuple(d for d in typed[1] if d is not None))
+    y = rng.standard_normal((6, *shape[1:])).astype(np.float32)
+    drawn = _labels(rng, port, {"batch": 6}, loss)
+    feeds = {"y": y, "labels": drawn, "weights": np.ones(6, np.float32)}
+    total, weight = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=IR_VERSION))).run(None, feeds)
+    found = torch_baseline.mean_loss(loss, torch.tensor(y), torch.tensor(drawn))
+    assert float(found) == pytest.approx(float(total) / float(weight), rel=1e-5)
 
 
 def test_only_the_artifact_s_parameters_are_trained() -> None:

@@ -18,7 +18,7 @@ from onnxft.api import Plan
 from onnxft.cli.export import export
 from onnxft.cli.main import main
 from onnxft.errors import ExitStatus
-from onnxft.manifest import Manifest
+from onnxft.manifest import Manifest, ParameterGroup
 
 MODELS = Path(__file__).parent.parent / "models.py"
 MLP = f"{MODELS}:mlp"
@@ -75,6 +75,56 @@ def test_export_writes_an_artifact_and_says_what_is_next(onnxft_command: Command
     assert [p.name for p in manifest.graph("eval").named("output", "outputs")] == ["scores"]
 
 
+def test_how_pictures_are_made_is_stored_and_checked(onnxft_command: Command, tmp_path: Path) -> None:
+    digits = ("export", f"{MODELS}:digits", "--train", "*.bias")
+    Path("c.yaml").write_text("preprocess: {mean: [0.5], std: 0.25, size: 28}", encoding="utf-8")
+    done = onnxft_command(*digits, "--preprocess", "size=32", "--out", "a")
+    assert done.code == ExitStatus.CONFIG
+    assert "preprocess size is 32,32, the model takes pictures of 28,28 (height,width)" in done.err
+    assert not (tmp_path / "a").exists()
+    assert onnxft_command(*digits, "--config", "c.yaml", "--out", "a").code == 0
+    assert Manifest.load(tmp_path / "a").preprocessing == {"mean": [0.5], "std": [0.25], "size": [28, 28]}
+    done = onnxft_command(*digits, "--config", "c.yaml", "--preprocess", "color=L", "--out", "b")
+    assert Manifest.load(tmp_path / "b").preprocessing == {"color": "L"}
+
+
+def test_loss_options_and_groups_from_flags_and_file(onnxft_command: Command, tmp_path: Path) -> None:
+    Path("c.yaml").write_text(
+        "loss_options: {class_weights: [1, 2, 3, 4, 5], label_smoothing: 0.1}\nlr_factors: {fc1.*: 0.1}\n"
+        "no_decay_norms: true\n",
+        encoding="utf-8",
+    )
+    done = onnxft_command("export", MLP, "--config", "c.yaml", "--decay", "fc3.*=0.2", "--out", "a")
+    assert (done.code, done.err) == (0, "")
+    manifest = Manifest.load(tmp_path / "a")
+    assert (manifest.loss.class_weights, manifest.loss.label_smoothing) == ((1, 2, 3, 4, 5), 0.1)
+    assert [p.group for p in manifest.parameters] == [
+        "lr_0.1", "lr_0.1_no_decay", "default", "no_decay", "decay_0.2", "decay_0.2",
+    ]  # fmt: skip
+    assert manifest.parameter_group("lr_0.1_no_decay") == ParameterGroup("lr_0.1_no_decay", 0.1, 0.0)
+    assert "Group decay_0.2: lr as given, weight decay 0.2 (2 parameters)." in done.out
+    assert "train (lr_0.1)" in done.out
+    shown = onnxft_command("inspect", "a")
+    assert "Loss         cross_entropy of 'output', 5 classes, class_weights=1.0,2.0,3.0,4.0,5.0" in shown.out
+    assert "Group        lr_0.1_no_decay: lr × 0.1, weight decay 0" in shown.out
+
+
+@pytest.mark.usefixtures("exported_before")
+@pytest.mark.parametrize(
+    ("arguments", "loss"),
+    [
+        (["--loss", "bce_with_logits", "--loss-option", "pos_weight=2"], "bce_with_logits of 'output', 5 classes"),
+        (["--loss", "huber", "--loss-option", "delta=0.5"], "huber of 'output', delta=0.5"),
+        (["--loss", "l1"], "l1 of 'output'"),
+        (["--loss", "kl_div"], "kl_div of 'output', 5 classes"),
+    ],
+)
+def test_each_loss_can_be_exported(arguments: list[str], loss: str, onnxft_command: Command) -> None:
+    done = onnxft_command("export", MLP, *arguments, "--out", "a")
+    assert (done.code, done.err) == (0, "")
+    assert loss in onnxft_command("inspect", "a").out
+
+
 def test_a_dry_run_writes_nothing(onnxft_command: Command, tmp_path: Path) -> None:
     done = onnxft_command("export", MLP, "--train", "fc3.*", "--dry-run")
     assert done.code == 0
@@ -104,7 +154,6 @@ def test_a_file_gives_values_and_flags_override_them(onnxft_command: Command, tm
         ("python: /bin/sh", ExitStatus.CONFIG, "unknown option 'python'"),
         ("config: d.yaml", ExitStatus.CONFIG, "unknown option 'config'"),
         ("- 1", ExitStatus.CONFIG, "must hold a mapping"),
-        ("", ExitStatus.CONFIG, "must hold a mapping"),
         ("a: [", ExitStatus.CONFIG, "'c.yaml' is not YAML"),
         ("a: !!python/object/apply:os.getcwd []", ExitStatus.CONFIG, "'c.yaml' is not YAML"),
         ("batch_size: many", ExitStatus.USAGE, "'many' is not a valid integer"),
@@ -133,9 +182,23 @@ def test_a_wrong_file_is_an_error(text: str, code: int, words: str, onnxft_comma
         (["export", "mlp"], ExitStatus.MODEL, "SOURCE 'mlp' is not of the form"),
         (["export", f"{MODELS}:mpl"], ExitStatus.MODEL, "has no function 'mpl'. Did you mean 'mlp'"),
         (["export", "missing.py:mlp"], ExitStatus.MODEL, "the file 'missing.py' does not exist"),
+        (
+            ["export", MLP, "--loss-option", "label_smoothing=1"], ExitStatus.CONFIG,
+            "the loss option 'label_smoothing' is 1.0; it must be a number, at least 0 and below 1",
+        ),
+        (["export", MLP, "--loss-option", "class_weights=1,2"], ExitStatus.CONFIG, "has 2 numbers, the model has 5"),
+        (["export", MLP, "--loss-option", "class_weights=1,x"], ExitStatus.USAGE, "not of the form KEY=NUMBER or"),
+        (["export", MLP, "--loss", "mse", "--loss-option", "delta=1"], ExitStatus.CONFIG, "'mse' has no option"),
+        (["export", MLP, "--loss", "model"], ExitStatus.MODEL, "'output' has the shape ['batch', 5]"),
+        (["export", MLP, "--lr-factor", "fc4.*=0.1"], ExitStatus.MODEL, "'fc4.*' matches no trained parameter"),
+        (["export", MLP, "--lr-factor", "fc1.*=-1"], ExitStatus.CONFIG, "the lr factor of 'fc1.*' is -1.0"),
+        (["export", MLP, "--decay", "fc1.*"], ExitStatus.USAGE, "'fc1.*' is not of the form KEY=NUMBER"),
         (["export", MLP, "--loss", "hinge"], ExitStatus.MODEL, "unknown loss 'hinge'"),
         (["export", MLP, "--train", "fc4.*"], ExitStatus.MODEL, "'fc4.*' matches no parameter of 'mlp'"),
         (["export", MLP, "--freeze", "*"], ExitStatus.MODEL, "nothing is left to train"),
+        (["export", MLP, "--preprocess", "mean"], ExitStatus.USAGE, "'mean' is not of the form KEY=VALUE"),
+        (["export", MLP, "--preprocess", "men=1"], ExitStatus.CONFIG, "preprocess key 'men'. Did you mean 'mean'"),
+        (["export", MLP, "--preprocess", "std=0"], ExitStatus.CONFIG, "preprocess std is '0'; it must not be 0"),
         (["export", MLP, "--optimizer", "adamv"], ExitStatus.CONFIG, "Did you mean 'adam' or 'adamw'?"),
         (["export", MLP, "--optimizer-option", "beta1=2"], ExitStatus.CONFIG, "'beta1' of optimizer 'adamw' is 2.0"),
         (["export", MLP, "--loss-output", "outptu"], ExitStatus.CONFIG, "no output 'outptu'. Did you mean 'output'?"),

@@ -47,7 +47,7 @@ def test_a_factory_of_a_module_in_the_working_directory(file: Path, monkeypatch:
     ("name", "words"),
     [
         ("godo", "has no function 'godo'. Did you mean 'good'?"),
-        ("NUMBER", "has no function 'NUMBER'"),
+        ("NUMBER", "NUMBER' is no function, but int"),
         ("raises", "raised KeyError: 'weights'"),
         ("nothing", "must return (module, example_inputs), not NoneType"),
         ("three", "must return (module, example_inputs), not tuple"),

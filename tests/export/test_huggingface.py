@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 import onnxft  # noqa: E402
 from onnxft.api import plan  # noqa: E402
-from onnxft.errors import ModelError  # noqa: E402
+from onnxft.errors import ConfigError, ModelError  # noqa: E402
 from onnxft.exporters.huggingface import FILES, export_directory  # noqa: E402
 from onnxft.manifest import Loss, Manifest  # noqa: E402
 
@@ -23,6 +24,7 @@ TEXT = {
     "max_position_embeddings": 20, "pad_token_id": 0,
 }  # fmt: skip
 BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TOKENS = partial(Loss, "cross_entropy", "logits", class_axis=2, ignore_index=-100, per_position=True)
 NAMES = {0: "noun", 1: "verb", 2: "other"}
 
 
@@ -73,8 +75,8 @@ def artifacts(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     [
         ("sequence", BERT_INPUTS, Loss("cross_entropy", "logits", 3), tuple(NAMES.values()), {"sequence": 18}),
         ("regression", BERT_INPUTS, Loss("mse", "logits"), (), {"sequence": 18}),
-        ("tokens", BERT_INPUTS, Loss("cross_entropy", "logits", 3, 2, -100), tuple(NAMES.values()), {"sequence": 18}),
-        ("causal", BERT_INPUTS[:2], Loss("cross_entropy", "logits", 60, 2, -100, 1), (), {"sequence": 18}),
+        ("tokens", BERT_INPUTS, TOKENS(num_classes=3), tuple(NAMES.values()), {"sequence": 18}),
+        ("causal", BERT_INPUTS[:2], TOKENS(num_classes=60, shift=1), (), {"sequence": 18}),
         ("image", ("pixel_values",), Loss("cross_entropy", "logits", 3), tuple(NAMES.values()), {}),
     ],
 )  # fmt: skip
@@ -163,8 +165,21 @@ def test_what_belongs_to_the_model_goes_along(directories: dict[str, Path], tmp_
     made = plan(str(source), dropout=False)
     assert made.forward.name == "vit"
     assert set(made.forward.files) == {"preprocessor_config.json", "tokenizer.json"} < set(FILES)
-    assert made.forward.preprocessing == {"image_size": [24, 24], "scale": 0.5, "mean": [0.1], "std": [0.2]}
+    assert made.forward.preprocessing == {
+        "size": [24, 24], "resize": "stretch", "scale": 0.5, "mean": [0.1], "std": [0.2],
+    }  # fmt: skip
     assert any("'vocab.txt' is a link and does not go along" in note for note in made.notes)
+
+
+def test_preprocessing_given_goes_over_the_processors(directories: dict[str, Path], tmp_path: Path) -> None:
+    source = copied(directories["image"], tmp_path / "vit")
+    processor = {"size": {"height": 30, "width": 24}, "resample": 3, "do_normalize": False}
+    (source / "preprocessor_config.json").write_text(json.dumps(processor))
+    made = plan(str(source), dropout=False, preprocessing={"mean": [0.5]})
+    assert made.forward.preprocessing == {"interpolation": "bicubic", "scale": 1 / 255, "mean": [0.5]}
+    assert "the processor makes pictures of 30 × 24; they are made in the model's 24 × 24" in made.notes
+    with pytest.raises(ConfigError, match="preprocess color RGB has 3 channels, the model's input 1"):
+        plan(str(source), dropout=False, preprocessing={"color": "RGB"})
 
 
 def test_a_new_head_is_noted(directories: dict[str, Path], tmp_path: Path) -> None:
@@ -193,7 +208,6 @@ def copied(source: Path, place: Path, **config: Any) -> Path:
         ({"quantization_config": {"bits": 4}}, "holds quantized weights"),
         ({"architectures": None}, 'names no architecture: add "architectures"'),
         ({"architectures": ["BertForMaskedLM"]}, "the architecture 'BertForMaskedLM'"),
-        ({"problem_type": "multi_label_classification"}, "is for several labels a row"),
         ({"hidden_size": 24}, "transformers cannot load"),
     ],
 )
@@ -203,6 +217,13 @@ def test_what_is_not_trusted_or_not_trainable_is_refused(
     with pytest.raises(ModelError) as err:
         plan(str(copied(directories["sequence"], tmp_path / "model", **config)))
     assert words in str(err.value)
+
+
+def test_several_labels_a_row_take_the_binary_loss(directories: dict[str, Path], tmp_path: Path) -> None:
+    source = copied(directories["sequence"], tmp_path / "model", problem_type="multi_label_classification")
+    made = plan(str(source))
+    assert made.loss == Loss("bce_with_logits", "logits", made.loss.num_classes)
+    assert made.loss.num_classes == plan(str(directories["sequence"])).loss.num_classes
 
 
 def test_pickled_weights_are_refused(directories: dict[str, Path], tmp_path: Path) -> None:
@@ -245,3 +266,23 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "onnxft.exporters.huggingface", None)
     with pytest.raises(ModelError, match=r"pip install 'onnxft\[huggingface\]'"):
         plan(str(tmp_path))
+
+
+def test_the_loss_that_transformers_computes_is_trained(directories: dict[str, Path], tmp_path: Path) -> None:
+    module = transformers.AutoModelForTokenClassification.from_pretrained(directories["tokens"]).eval()
+    ids, labels = torch.arange(24).reshape(4, 6) % 50, torch.arange(24).reshape(4, 6) % 3
+    labels[1, 3:] = -100
+    directory = onnxft.export(
+        module, {"input_ids": ids, "labels": labels}, tmp_path / "own", loss="model", dropout=False,
+        output_names=["loss", "logits"],
+    )  # fmt: skip
+    batch = {"input_ids": ids.numpy(), "labels_input": labels.numpy()}
+    expected = module(ids, labels=labels).loss
+    expected.backward()
+    with onnxft.TrainSession(directory, threads=1) as session:
+        assert session.manifest.loss == Loss("model", "loss", scalar=True, inputs=("labels_input",))
+        assert session.evaluate(batch).loss == pytest.approx(float(expected.detach()), rel=1e-6)
+        found = session.gradients(batch)
+    for name, p in module.named_parameters():
+        if name in found:
+            np.testing.assert_allclose(found[name], p.grad.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)

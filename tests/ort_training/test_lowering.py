@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,7 @@ from onnxft.generators.ort_training import PYTHON_VARIABLE, find_python, generat
 from onnxft.generators.ort_training_lowering import lower
 from onnxft.graph.builder import Op, add_input, builder
 from onnxft.graph.forward import Forward, Tensor
-from onnxft.manifest import BATCH, Loss, Manifest, Optimizer, Port
+from onnxft.manifest import BATCH, Loss, Manifest, Optimizer, ParameterGroup, Port
 from onnxft.step.select import Selection
 
 needs_sh = pytest.mark.skipif(os.name == "nt", reason="the stand-in for an interpreter is a shell script")
@@ -196,6 +197,20 @@ def test_what_cannot_be_lowered_is_named(
         ("mlp_sgd", {"optimizer": Optimizer("sgd", weight_decay=0.1)}, ConfigError, "sgd has weight_decay = 0.1"),
         ("mlp_sgd", {"optimizer": Optimizer("adamw", {"beta": 0.9})}, ConfigError, "no option 'beta'.*beta1"),
         ("convnet_sgd", {"selection": choose("5.weigth")}, SelectionError, "Did you mean '5.weight'"),
+        ("mlp_sgd", {"loss": Loss("l1", "logits")}, GradientError, "the losses cross_entropy and mse, not 'l1'"),
+        ("mlp_sgd", {"loss": Loss("model", "logits")}, GradientError, "cross_entropy and mse, not 'model'"),
+        (
+            "mlp_sgd",
+            {"loss": Loss("cross_entropy", "logits", label_smoothing=0.1)},
+            GradientError,
+            "without class_weights and label_smoothing",
+        ),
+        (
+            "mlp_sgd",
+            {"selection": replace(choose(*CASES["mlp_sgd"].trainable), parameter_groups=(ParameterGroup("a", 0.1),))},
+            ConfigError,
+            "one learning rate and one decay for all parameters",
+        ),
         ("mlp_sgd", {"loss": Loss("mse", "scores")}, ModelError, "no output 'scores'"),
     ],
 )

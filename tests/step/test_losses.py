@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -12,20 +14,28 @@ from onnxft.grad.backward import backward
 from onnxft.graph.builder import add_input, builder
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import BATCH, Loss
-from onnxft.step.losses import describe_loss, label_type, loss_builder
+from onnxft.step.loss_options import describe_loss
+from onnxft.step.losses import label_type, loss_builder
 
 ROWS = 6
 WEIGHTS = np.array([1.0, 0.5, 0.0, 2.0, 1.5, 0.25], np.float32)
 
 
-def loss_graph(kind: str, shape: tuple[int | str, ...], dtype: str, suggested: Loss | None = None) -> bytes:
+def loss_graph(
+    kind: str,
+    shape: tuple[int | str, ...],
+    dtype: str,
+    suggested: Loss | None = None,
+    options: dict[str, Any] | None = None,
+) -> bytes:
     """output, labels, weights -> loss sum, weight sum, gradient of the loss sum, metrics."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="loss")
     op = builder(graph)
     output = add_input(op, "output", ir.DataType.from_numpy(np.dtype(dtype)), [BATCH, *shape])
-    loss = describe_loss(kind, output, suggested)
-    label_dtype, label_shape = label_type(loss, output)
-    labels = add_input(op, "labels", label_dtype, label_shape)
+    loss = describe_loss(kind, output, suggested, options)
+    typed = label_type(loss, output)
+    assert typed is not None
+    labels = add_input(op, "labels", *typed)
     weights = add_input(op, "weights", ir.DataType.FLOAT, [BATCH])
     terms = loss_builder(kind)(op, loss, output, labels, weights)
     gradient = backward(op, terms.loss_sum, [output])[output]
@@ -141,7 +151,21 @@ def test_equal_weights_give_torchs_mean() -> None:
     ("kind", "shape", "words"),
     [
         ("cross_entropi", (4,), "unknown loss 'cross_entropi'. Did you mean 'cross_entropy'?"),
-        ("huber", (4,), "Known: 'cross_entropy', 'mse'."),
+        (
+            "kl_div",
+            (),
+            "KL divergence reads logits of shape (batch, classes, ...); the output 'output' has",
+        ),
+        (
+            "bce_with_logits",
+            ("labels",),
+            "labels along axis 1; the output 'output' has the shape ['batch', 'labels']",
+        ),
+        (
+            "model",
+            (3,),
+            "for each row, (batch,), or one for the batch, (); 'output' has the shape ['batch', 3]",
+        ),
         ("cross_entropy", (), "the output 'output' has ['batch']. Choose another output (--loss-output) or --loss mse"),
         ("cross_entropy", ("classes",), "['batch', 'classes']"),
     ],

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
 from onnxft.errors import ConfigError, DataError, near
-from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, Distribution, Loss, Manifest, Port, dimension_size
+from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Distribution, Loss, Manifest, Port, dimension_size
 from onnxft.runtime.engine import Array, Arrays
+
+_SUM_TOLERANCE = 1e-3
+"""Of probabilities from 1: what float16 and files of a few digits leave."""
+
+
+Sizes = Mapping[str, int | Sequence[int]]
+"""{symbolic dimension: its size, or every size that it may have}"""
 
 
 def check_batch(
@@ -26,7 +34,7 @@ def check_batch(
     Args:
         batch: {port name: (rows, ...) array}, optionally with `sample_weights` (rows,).
         ports: input and label ports.
-        loss: says the range of class labels.
+        loss: says which labels there are.
         sizes: {symbolic dimension: its size in the session}; that of the batch is not asked for.
         labels: whether label ports must be present, and weights may be.
         first_row: number of the batch's first row in the data set, for messages.
@@ -42,7 +50,8 @@ def check_batch(
     for name in wanted:
         if name not in batch:
             raise DataError(f"the batch lacks '{name}'; it has {', '.join(repr(n) for n in batch) or 'nothing'}.")
-    checked = {name: _typed(name, np.asarray(batch[name]), port, sizes, first_row) for name, port in wanted.items()}
+    arrays = {n: _label(np.asarray(batch[n]), p, loss) if p.role == "label" else batch[n] for n, p in wanted.items()}
+    checked = {name: _typed(name, np.asarray(arrays[name]), port, sizes, first_row) for name, port in wanted.items()}
     rows = {name: len(array) for name, array in checked.items()}
     count = next(iter(rows.values()))
     if any(n != count for n in rows.values()):
@@ -58,7 +67,11 @@ def check_batch(
 
 
 def check_labels(name: str, labels: Array, loss: Loss, first_row: int = 0) -> None:
-    """DataError for a class label that is no class and not ignored (the runtimes would read other memory)."""
+    """DataError for a class label that is no class and not ignored (the runtimes would read other memory),
+    a binary one outside [0, 1], and for probabilities that are none.
+    """
+    if loss.kind in ("bce_with_logits", "kl_div"):
+        _check_probabilities(name, labels, loss, first_row)
     if loss.kind != "cross_entropy" or loss.num_classes is None:
         return
     bad = np.argwhere(((labels < 0) | (labels >= loss.num_classes)) & (labels != loss.ignore_index))
@@ -68,6 +81,47 @@ def check_labels(name: str, labels: Array, loss: Loss, first_row: int = 0) -> No
         raise DataError(
             f"'{name}' has the value {labels[where]} at row {first_row + where[0]}; classes are 0 to "
             f"{loss.num_classes - 1}{ignored}. Map the labels to that range, or export the model with more classes."
+        )
+
+
+def _check_probabilities(name: str, labels: Array, loss: Loss, first_row: int) -> None:
+    bad = np.argwhere((labels < 0) | (labels > 1))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        at = [first_row + where[0], *where[1:]]
+        raise DataError(
+            f"'{name}' has the value {labels[where]} at {at} (row {at[0]}); {loss.kind} takes labels from 0 to 1."
+        )
+    if loss.kind == "kl_div":
+        sums = labels.sum(axis=loss.class_axis, dtype=np.float64)
+        bad = np.argwhere(np.abs(sums - 1) > _SUM_TOLERANCE)
+        if len(bad):
+            where = tuple(int(i) for i in bad[0])
+            raise DataError(
+                f"'{name}' has probabilities that add up to {sums[where]:.6g} at row {first_row + where[0]}; kl_div "
+                f"takes a distribution over the classes (axis {loss.class_axis}). Divide each row by its sum."
+            )
+
+
+def require_weight(batch: Arrays, loss: Loss) -> None:
+    """DataError where no row or no label of a checked batch counts: there is no mean gradient then."""
+    weights = batch.get(SAMPLE_WEIGHTS)
+    if weights is not None and not weights.sum() > 0:
+        raise DataError(f"all {len(weights)} rows of the batch have weight 0, so there is no mean gradient.")
+    if loss.kind != "cross_entropy" or (loss.ignore_index is None and not loss.class_weights):
+        return
+    labels = batch[LABELS][:, loss.shift :] if loss.shift else batch[LABELS]
+    counts = np.full(labels.shape, True) if loss.ignore_index is None else labels != loss.ignore_index
+    if loss.class_weights:
+        counts[counts] = np.asarray(loss.class_weights)[labels[counts]] > 0
+    if weights is not None:
+        counts = counts[weights > 0]
+    if not counts.any():
+        reasons = [] if loss.ignore_index is None else [f"is {loss.ignore_index}, which does not count"]
+        reasons += ["belongs to a class of weight 0"] if loss.class_weights else []
+        raise DataError(
+            f"each label of the batch {' or '.join(reasons)}, so there is no mean gradient. Leave such rows out, or "
+            "use a larger batch."
         )
 
 
@@ -91,17 +145,65 @@ def why_unweighted(manifest: Manifest) -> str:
     if manifest.buffers:
         layer = manifest.buffers[0].layer
         return f"BatchNorm '{layer}' trains on the statistics of the batch, which padding or weights would falsify"
+    if manifest.loss.scalar:
+        return f"the model computes the loss '{manifest.loss.output}' itself, as one number for the whole batch"
     return f"the '{manifest.generator}' generator cannot weight rows"
 
 
-def check_statistics(manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """ConfigError where a trained BatchNorm would see a single value of a channel, which has no variance.
+def check_dimensions(manifest: Manifest, dimensions: Sizes) -> None:
+    """ConfigError for a dimension that the artifact does not have open, or a size that is none."""
+    for name, given in dimensions.items():
+        if name not in manifest.dimensions:
+            known = ", ".join(f"'{n}'" for n in manifest.dimensions) or "none besides the batch (batch_size)"
+            raise ConfigError(f"the artifact has no symbolic dimension '{name}'; it has {known}.")
+        sizes = _each(given)
+        if not sizes:
+            raise ConfigError(f"the dimension '{name}' has no size; give one, or several.")
+        for size in sizes:
+            if size < 1:
+                raise ConfigError(f"the dimension '{name}' is {size}; it must be at least 1.")
 
-    `sizes` are those of the symbolic dimensions where they differ from the artifact's.
+
+def combined(manifest: Manifest, batch_size: int, dimensions: Sizes) -> tuple[Mapping[str, int], ...]:
+    """Each {symbolic dimension: its size} that a batch may have, the batch included; the largest first."""
+    every = {BATCH: (batch_size,), **{d: _each(n) for d, n in {**manifest.dimensions, **dimensions}.items()}}
+    chosen = product(*(sorted(set(sizes), reverse=True) for sizes in every.values()))
+    return tuple(dict(zip(every, sizes, strict=True)) for sizes in chosen)
+
+
+def _each(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
+
+
+def sizes_of(batch: Arrays, ports: tuple[Port, ...], sizes: tuple[Mapping[str, int], ...]) -> Mapping[str, int]:
+    """Which of `sizes` a batch has by the shapes of its arrays; a dimension that they do not show is the largest.
+
+    Raises:
+        DataError: it has none of them, or not all arrays the same.
     """
-    known = {**manifest.dimensions, **sizes}
+    if len(sizes) == 1:
+        return sizes[0]
+    shapes = {p: np.shape(batch[p.name]) for p in ports if p.name in batch}
+    for candidate in sizes:
+        if all(_has_shape(p, shape, candidate) for p, shape in shapes.items()):
+            return candidate
+    for port, shape in shapes.items():
+        if not any(_has_shape(port, shape, candidate) for candidate in sizes):
+            raise DataError(f"'{port.name}' has the shape {list(shape)}, {_spell(port, *sizes)}.")
+    found = {p.name: list(shape) for p, shape in shapes.items() if any(isinstance(d, str) for d in p.shape[1:])}
+    raise DataError(f"arrays of one batch must have the same sizes of the open dimensions, here {found}.")
+
+
+def _has_shape(port: Port, shape: tuple[int, ...], sizes: Mapping[str, int]) -> bool:
+    return len(shape) == len(port.shape) and all(
+        d == BATCH or _size(d, sizes) == n for d, n in zip(port.shape, shape, strict=True)
+    )
+
+
+def check_statistics(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """ConfigError where a trained BatchNorm would see a single value of a channel, which has no variance."""
     for buffer in manifest.buffers:
-        over = [dimension_size(d, known) or 2 for d in buffer.over]  # 2: not known, so not refused
+        over = [dimension_size(d, sizes) or 2 for d in buffer.over]  # 2: not known, so not refused
         if math.prod(over) < 2:
             raise ConfigError(
                 f"BatchNorm '{buffer.layer}' trains on the statistics of the batch and would see one value of each "
@@ -163,15 +265,22 @@ def _draw_one(port: Port, sizes: Mapping[str, int], bits: np.random.Philox) -> A
     return np.asarray(value, port.dtype)
 
 
+def _label(labels: Array, port: Port, loss: Loss) -> Array:
+    """Labels as a user may have them without doubt: 0 and 1 as whole numbers, one value a row without its axis."""
+    if loss.kind == "bce_with_logits" and labels.dtype.kind in "biu":
+        labels = labels.astype(port.dtype)
+    if loss.kind != "cross_entropy" and port.shape[1:] == (1,) and labels.ndim == 1:
+        labels = labels[:, np.newaxis]
+    return labels
+
+
 def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_row: int) -> Array:
     target = np.dtype(port.dtype)
     same_kind = array.dtype.kind == target.kind or (array.dtype.kind in "iu" and target.kind in "iu")
     if not same_kind:
         scale = " Pictures are scaled by you, as the model was trained." if array.dtype == np.uint8 else ""
         raise DataError(f"'{name}' has the element type {array.dtype}, the model takes {target}: convert it.{scale}")
-    if array.ndim != len(port.shape) or any(
-        d != BATCH and _size(d, sizes) != n for d, n in zip(port.shape, array.shape, strict=True)
-    ):
+    if not _has_shape(port, array.shape, sizes):
         raise DataError(f"'{name}' has the shape {list(array.shape)}, {_spell(port, sizes)}.")
     with np.errstate(over="ignore"):  # what becomes infinite is found below
         typed = np.ascontiguousarray(array, target)
@@ -184,9 +293,10 @@ def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_
     return typed
 
 
-def _spell(port: Port, sizes: Mapping[str, int]) -> str:
-    fixed = {d: _size(d, sizes) for d in port.shape if isinstance(d, str) and d != BATCH}
-    here = "".join(f"; this session fixes '{d}' to {n} (dimensions)" for d, n in fixed.items())
+def _spell(port: Port, *sizes: Mapping[str, int]) -> str:
+    """What a port takes, in the sizes that a session allows."""
+    allowed = {d: sorted({_size(d, s) for s in sizes}) for d in port.shape if isinstance(d, str) and d != BATCH}
+    here = "".join(f"; this session fixes '{d}' to {' or '.join(map(str, n))} (dimensions)" for d, n in allowed.items())
     return f"the model takes {list(port.shape)}{here}"
 
 

@@ -1,7 +1,7 @@
 """The tensors that live between steps, and the two ways a graph reads and writes them.
 
 A *key* names such a tensor independently of the graph: `weight` (parameter), `weight/exp_avg`
-(state), `weight/gradient` (accumulator), `bn.running_mean/statistic` (buffer).
+(state), `weight/gradient` (accumulator), `weight/average` (average), `bn.running_mean/statistic` (buffer).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from onnxft.runtime.sessions import OpenSession
 
 ACCUMULATOR_SLOT = "gradient"
 STATISTIC_SLOT = "statistic"
+AVERAGE_SLOT = "average"
 
-Family = Literal["model", "accumulator", "statistic"]
-"""Tensors that a graph writes together: parameters and state; accumulators; running statistics."""
+Family = Literal["model", "accumulator", "statistic", "average"]
+"""Tensors that a graph writes together: parameters and state; accumulators; running statistics; averages."""
 
 
 def key_of(port: Port) -> str | None:
@@ -34,6 +35,8 @@ def key_of(port: Port) -> str | None:
             return f"{port.parameter}/{port.slot}"
         case "accumulator" | "gradient":
             return f"{port.parameter}/{ACCUMULATOR_SLOT}"
+        case "average":
+            return f"{port.parameter}/{AVERAGE_SLOT}"
         case _:
             return None
 
@@ -45,6 +48,8 @@ def family(key: str) -> Family:
             return "accumulator"
         case "statistic":
             return "statistic"
+        case "average":
+            return "average"
         case _:
             return "model"
 
@@ -72,7 +77,7 @@ class ValueStore:
         return np.array(self.values[key].numpy())
 
     def write(self, key: str, value: Array) -> None:
-        """Replace a tensor."""
+        """Replace a tensor, or add one."""
         self.values[key] = _ort_value(np.array(value, order="C"))
 
     def clear_accumulators(self) -> None:
@@ -113,8 +118,8 @@ class BoundStore:
     def __init__(self, initial: Mapping[str, Array]) -> None:
         """Take the tensors over; accumulators begin as zeros."""
         self._buffers: dict[tuple[str, int], Any] = {}
-        self._initial = dict(initial)
-        self.sides: dict[Family, int] = {"model": 0, "accumulator": _ZEROS, "statistic": 0}
+        self._kinds = {key: (value.shape, value.dtype) for key, value in initial.items()}
+        self.sides: dict[Family, int] = {"model": 0, "accumulator": _ZEROS, "statistic": 0, "average": 0}
         """Which buffer of each family is current."""
         for key, value in initial.items():
             if family(key) != "accumulator":
@@ -123,7 +128,7 @@ class BoundStore:
     def buffer(self, key: str, side: int) -> Any:
         """The buffer of a tensor on a side, made when first asked for."""
         if (key, side) not in self._buffers:
-            self._buffers[key, side] = _ort_value(np.zeros_like(self._initial[key]))
+            self._buffers[key, side] = _ort_value(np.zeros(*self._kinds[key]))
         return self._buffers[key, side]
 
     def current(self, key: str) -> Any:
@@ -135,7 +140,8 @@ class BoundStore:
         return np.array(self.current(key).numpy())
 
     def write(self, key: str, value: Array) -> None:
-        """Replace a tensor."""
+        """Replace a tensor, or add one."""
+        self._kinds.setdefault(key, (value.shape, value.dtype))
         self.current(key).update_inplace(np.ascontiguousarray(value))
 
     def clear_accumulators(self) -> None:
@@ -150,7 +156,7 @@ class BoundRunner:
         """Bind `graph`, open as `opened`, to `store`.
 
         `in_place` writes each tensor over the one it replaces: only for graphs in which every element
-        of an output depends on no other element of the tensor it replaces (the `update` role).
+        of an output depends on no other element of the tensor it replaces (the roles `update` and `average`).
         """
         self._session, self._graph, self._store, self._in_place = opened.session, graph, store, in_place
         self._bindings: dict[tuple[int, ...], Any] = {}

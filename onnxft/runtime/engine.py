@@ -57,7 +57,9 @@ class Placement:
     requested: str
     obtained: str
     nodes: dict[str, dict[str, int]] = field(default_factory=dict)
-    """{graph role: {provider: number of nodes or fused subgraph nodes}}; empty where the runtime cannot tell."""
+    """{graph role: {provider: number of nodes or fused subgraph nodes}}; empty where the runtime cannot tell.
+
+    Where a dimension has several sizes, those of the session stand behind the role: `train sequence=32`."""
     options: dict[str, str] = field(default_factory=dict)
     """Provider options that were set."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -68,8 +70,8 @@ class Engine(Protocol):
 
     manifest: Manifest
     batch_size: int
-    dimensions: Mapping[str, int]
-    """{symbolic dimension: its size in this session}, the batch included."""
+    sizes: tuple[Mapping[str, int], ...]
+    """Each {symbolic dimension: its size} that a batch may have, the batch included; the largest first."""
     supports_weights: bool
     """Whether rows can be weighted, and so a short batch padded."""
     weights_in_training: bool
@@ -111,6 +113,18 @@ class Engine(Protocol):
 
     def set_state(self, values: Arrays) -> None:
         """Replace the whole optimizer state."""
+
+    def average(self, weight: float) -> None:
+        """average + weight (parameter - average) for each parameter; the first call copies the parameters."""
+
+    def averages(self) -> dict[str, Array]:
+        """Copies of the averages; empty before the first `average`."""
+
+    def set_averages(self, values: Arrays) -> None:
+        """Replace the averages of all parameters (shapes and types already checked); an empty mapping forgets them."""
+
+    def show_averages(self, shown: bool) -> None:
+        """Whether `evaluate` and `parameters` read the averages in the place of the parameters."""
 
     def close(self) -> None:
         """Release sessions and buffers."""

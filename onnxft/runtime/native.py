@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from onnxft.errors import ArtifactError
-from onnxft.manifest import BATCH, PARAMETERS_FILE, GraphFile, GraphRole, Manifest, Port, dimension_size
+from onnxft.manifest import BATCH, PARAMETERS_FILE, SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest, Port, dimension_size
+from onnxft.runtime.batches import Sizes, combined, sizes_of
 from onnxft.runtime.buffers import (
+    AVERAGE_SLOT,
     STATISTIC_SLOT,
     BoundRunner,
     BoundStore,
@@ -38,10 +41,12 @@ class NativeEngine:
         *,
         threads: int | None = None,
         batch_size: int | None = None,
-        dimensions: Mapping[str, int] | None = None,
+        dimensions: Sizes | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
         """Read the initial parameters; graphs are opened when first needed, the training graph now.
+
+        Each size of a dimension is a session of the runtime for each role. They take turns, so they share an arena.
 
         Raises:
             ProviderError: the provider is absent or does not run the graphs.
@@ -49,26 +54,28 @@ class NativeEngine:
         """
         self.manifest = manifest
         # The rows of a batch meet in the statistics of a trained BatchNorm, whatever they weigh in the loss.
-        self.weights_in_training = not manifest.buffers
+        # One number for a batch has no rows to weight.
+        self.weights_in_training = not (manifest.buffers or manifest.loss.scalar)
         self.batch_size = batch_size or manifest.batch_size
-        self.dimensions: Mapping[str, int] = {BATCH: self.batch_size, **manifest.dimensions, **(dimensions or {})}
+        self.sizes = combined(manifest, self.batch_size, dimensions or {})
         self._directory, self._name, self._threads, self._options = directory, name, threads, options
-        self._sessions: dict[GraphRole, OpenSession] = {}
-        self._runners: dict[GraphRole, Runner] = {}
+        self._sessions: dict[str, OpenSession] = {}
+        self._runners: dict[tuple[str, bool], Runner] = {}
+        self._has_averages = self._shows_averages = False
         initial = self._initial()
         self._store: BoundStore | ValueStore = (
             BoundStore(initial) if provider(name).binding == "bound" else ValueStore(initial)
         )
-        self._open("train")
+        self._open("train", self.sizes[0])
 
     @property
     def placement(self) -> Placement:
         """What was asked for and what runs, over the graphs opened so far."""
         return Placement(
             requested=self._name,
-            obtained=self._sessions["train"].provider.name,
-            nodes={role: dict(opened.nodes) for role, opened in self._sessions.items()},
-            options=self._sessions["train"].options,
+            obtained=self._first.provider.name,
+            nodes={label: dict(opened.nodes) for label, opened in self._sessions.items()},
+            options=self._first.options,
             versions={"onnxruntime": runtime().__version__},
         )
 
@@ -90,7 +97,7 @@ class NativeEngine:
 
     def gradients(self, batch: Arrays) -> tuple[dict[str, Array], float]:
         """Gradients of the weighted loss sum, and the weight sum; the accumulators stay as they are."""
-        graph, opened = self.manifest.graph("gradients"), self._open("gradients")
+        graph, opened = self.manifest.graph("gradients"), self._open("gradients", self._sizes("gradients", batch))
         feeds = dict(batch)
         for port in graph.inputs:
             key = key_of(port)
@@ -104,8 +111,9 @@ class NativeEngine:
         return {p.parameter: v for p, v in found.items() if p.role == "gradient" and p.parameter}, weight
 
     def evaluate(self, batch: Arrays) -> Evaluation:
-        """Loss and outputs in inference behaviour."""
-        results = self._run("eval", batch)
+        """Loss and outputs in inference behaviour; fewer rows than a session's are evaluated as they are."""
+        rows = len(batch[SAMPLE_WEIGHTS])
+        results = self._run("eval", batch) if rows == self.batch_size else self._evaluate_rows(batch, rows)
         loss_sum, weight_sum, metrics = _sums(self.manifest.graph("eval"), results).read()
         outputs = {
             p.name: np.array(results[p.name].numpy()) for p in self._ports("eval", "outputs") if p.role == "output"
@@ -113,7 +121,9 @@ class NativeEngine:
         return Evaluation(loss_sum, weight_sum, metrics, outputs)
 
     def parameters(self) -> dict[str, Array]:
-        """Copies of the trained parameters."""
+        """Copies of the trained parameters, or of the averages where those are shown."""
+        if self._shows_averages:
+            return self.averages()
         return {p.name: self._store.read(p.name) for p in self.manifest.parameters}
 
     def set_parameters(self, values: Arrays) -> None:
@@ -140,6 +150,29 @@ class NativeEngine:
             self._store.write(key, value)
         self._store.clear_accumulators()
 
+    def average(self, weight: float) -> None:
+        """average + weight (parameter - average) for each parameter; the first call copies the parameters."""
+        if self._has_averages:
+            (port,) = self.manifest.graph("average").named("average_weight")
+            self._run("average", {port.name: np.array(weight, port.dtype)})
+        else:
+            self.set_averages(self.parameters())
+
+    def averages(self) -> dict[str, Array]:
+        """Copies of the averages; empty before the first `average`."""
+        names = [p.name for p in self.manifest.parameters] if self._has_averages else []
+        return {name: self._store.read(f"{name}/{AVERAGE_SLOT}") for name in names}
+
+    def set_averages(self, values: Arrays) -> None:
+        """Replace the averages of all parameters; an empty mapping forgets them."""
+        for name, value in values.items():
+            self._store.write(f"{name}/{AVERAGE_SLOT}", value)
+        self._has_averages = bool(values)
+
+    def show_averages(self, shown: bool) -> None:
+        """Whether `evaluate` and `parameters` read the averages in the place of the parameters."""
+        self._shows_averages = shown
+
     def close(self) -> None:
         """Release sessions and buffers."""
         self._runners.clear()
@@ -148,30 +181,66 @@ class NativeEngine:
 
     # ----- helpers -----
 
+    @property
+    def _first(self) -> OpenSession:
+        return next(iter(self._sessions.values()))
+
+    def _sizes(self, role: GraphRole, feeds: Arrays) -> Mapping[str, int]:
+        return sizes_of(feeds, self._ports(role), self.sizes)
+
     def _run(self, role: GraphRole, feeds: Arrays) -> dict[str, Any]:
-        if role not in self._runners:
-            opened, graph = self._open(role), self.manifest.graph(role)
-            self._runners[role] = (
-                # `update` is element by element in what it replaces, so it may write in place.
-                BoundRunner(opened, graph, self._store, in_place=role == "update")
+        sizes, averages = self._sizes(role, feeds), self._shows_averages and role == "eval"
+        place = (self._label(role, sizes), averages)
+        if place not in self._runners:
+            opened, graph = self._open(role, sizes), self.manifest.graph(role)
+            graph = _on_averages(graph) if averages else graph
+            self._runners[place] = (
+                # `update` and `average` are element by element in what they replace, so they may write in place.
+                BoundRunner(opened, graph, self._store, in_place=role in ("update", "average"))
                 if isinstance(self._store, BoundStore)
                 else ValueRunner(opened, graph, self._store)
             )
-        return self._runners[role].run(feeds)
+        return self._runners[place].run(feeds)
 
-    def _open(self, role: GraphRole) -> OpenSession:
-        if role not in self._sessions:
-            graph = self.manifest.graph(role)
-            # A random input may have `batch*sequence` rows, which the runtime takes for another dimension.
-            composed = {d: dimension_size(d, self.dimensions) for p in graph.inputs for d in p.shape}
-            self._sessions[role] = open_session(
-                self._directory / graph.file,
-                self._name,
-                threads=self._threads,
-                dimensions={**self.dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
-                options=self._options,
-            )
-        return self._sessions[role]
+    def _evaluate_rows(self, batch: Arrays, rows: int) -> dict[str, Any]:
+        """The evaluation graph on another number of rows, in a session for this one run: a loss over the whole batch
+        has no padding.
+        """
+        graph = self.manifest.graph("eval")
+        graph = _on_averages(graph) if self._shows_averages else graph
+        feeds = {p.name: batch[p.name] if (key := key_of(p)) is None else self._store.read(key) for p in graph.inputs}
+        opened = self._session("eval", {**self._sizes("eval", batch), BATCH: rows})
+        names = [p.name for p in graph.outputs]
+        values = opened.session.run_with_ort_values(
+            names, {n: runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for n, v in feeds.items()}
+        )
+        opened.close()
+        return dict(zip(names, values, strict=True))
+
+    def _open(self, role: GraphRole, sizes: Mapping[str, int]) -> OpenSession:
+        label = self._label(role, sizes)
+        if label not in self._sessions:
+            self._sessions[label] = self._session(role, sizes)
+        return self._sessions[label]
+
+    def _label(self, role: GraphRole, sizes: Mapping[str, int]) -> str:
+        """The role, and behind it the sizes that vary; a graph over parameters alone has none."""
+        fixed = all(isinstance(d, int) for p in self._ports(role) for d in p.shape)
+        varying = {d: n for d, n in sizes.items() if any(s[d] != n for s in self.sizes)}
+        return role if fixed else " ".join([role, *(f"{d}={n}" for d, n in varying.items())])
+
+    def _session(self, role: GraphRole, dimensions: Mapping[str, int]) -> OpenSession:
+        graph = self.manifest.graph(role)
+        # A random input may have `batch*sequence` rows, which the runtime takes for another dimension.
+        composed = {d: dimension_size(d, dimensions) for p in graph.inputs for d in p.shape}
+        return open_session(
+            self._directory / graph.file,
+            self._name,
+            threads=self._threads,
+            dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
+            options=self._options,
+            shared_arena=len(self.sizes) > 1,
+        )
 
     def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:
         graph = self.manifest.graph(role)
@@ -198,6 +267,12 @@ class NativeEngine:
             if port.role in ("state", "accumulator"):
                 values[key_of(port) or ""] = np.zeros([int(d) for d in port.shape], port.dtype)
         return values
+
+
+def _on_averages(graph: GraphFile) -> GraphFile:
+    """The graph with the averages where it reads parameters."""
+    inputs = (replace(p, role="average") if p.role == "parameter" else p for p in graph.inputs)
+    return replace(graph, inputs=tuple(inputs))
 
 
 def _scalars(ports: tuple[Port, ...], hyper: Hyper, weight_sum: float | None = None) -> dict[str, Array]:

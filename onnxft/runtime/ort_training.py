@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
-from onnxft.manifest import BATCH, SAMPLE_WEIGHTS, GraphRole, Manifest
+from onnxft.manifest import SAMPLE_WEIGHTS, GraphRole, Manifest
+from onnxft.runtime.batches import Sizes, combined
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.ort_training_state import read_state, write_state
 
@@ -41,7 +42,7 @@ class OrtTrainingEngine:
         *,
         threads: int | None = None,
         batch_size: int | None = None,
-        dimensions: Mapping[str, int] | None = None,
+        dimensions: Sizes | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
         """Open the training, evaluation and optimizer graphs on the checkpoint.
@@ -49,6 +50,7 @@ class OrtTrainingEngine:
         Raises:
             ProviderError: onnxruntime-training is absent, cannot open the graphs, or another provider is asked for.
             ArtifactError: a file is missing.
+            ConfigError: a dimension has several sizes.
         """
         if name != "cpu":
             raise ProviderError(
@@ -59,7 +61,12 @@ class OrtTrainingEngine:
             raise ProviderError(f"onnxruntime-training takes no provider options, not {', '.join(options)}.")
         self.manifest = manifest
         self.batch_size = batch_size or manifest.batch_size
-        self.dimensions: Mapping[str, int] = {BATCH: self.batch_size, **manifest.dimensions, **(dimensions or {})}
+        self.sizes = combined(manifest, self.batch_size, dimensions or {})
+        if len(self.sizes) > 1:
+            raise ConfigError(
+                "a dimension has several sizes, but the loss of the ort-training generator is a plain mean over a "
+                f"batch, so that gradients add up exactly for batches of one size only. Give one size, {_INSTEAD}"
+            )
         # A missing evaluation model would end the process by a segmentation fault, not by an error.
         self._paths = {role: _existing(directory, manifest, role) for role in _ROLES}
         self._api = training_api()
@@ -150,6 +157,20 @@ class OrtTrainingEngine:
             path.write_bytes(write_state(path.read_bytes(), values))
             self._open(path)
         self.set_parameters(parameters)
+
+    def average(self, weight: float) -> None:
+        """Refused: this generator writes no graph for it."""
+        raise ConfigError(f"the ort-training generator keeps no averages of the parameters. Leave them out, {_INSTEAD}")
+
+    def averages(self) -> dict[str, Array]:
+        """None; see `average`."""
+        return {}
+
+    def set_averages(self, values: Arrays) -> None:
+        """Nothing to replace; see `average`."""
+
+    def show_averages(self, shown: bool) -> None:
+        """Nothing to show; see `average`."""
 
     def close(self) -> None:
         """Release sessions and buffers."""

@@ -44,6 +44,8 @@ class Scores:
     metrics: dict[str, float]
     outputs: dict[str, Array]
     """{output name: (rows, ...) array}"""
+    weight_sum: float = 0.0
+    """Total weight of the rows."""
 
 
 def mean(total: float, weight: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def open_session(
     threads: int | None = None,
     dimensions: Mapping[str, int] | None = None,
     options: Mapping[str, str] | None = None,
+    shared_arena: bool = False,
 ) -> OpenSession:
     """Open `model` on the provider `name`, its symbolic dimensions fixed.
 
@@ -43,6 +45,8 @@ def open_session(
         threads: threads inside an operator; None leaves it to the runtime.
         dimensions: values of symbolic dimensions, so that every provider sees static shapes.
         options: provider options that override the table's.
+        shared_arena: take memory on the CPU from one arena of the process, for sessions that take turns; it is given
+            back when the process ends, that of a session's own arena with the session.
 
     Raises:
         ProviderError: the provider is unknown, absent, does not load, or would not run the graph.
@@ -51,6 +55,9 @@ def open_session(
     ort = runtime()
     settings = {**entry.options(threads), **(options or {})}
     so = _session_options(ort, threads, dimensions or {})
+    if shared_arena:
+        _register_arena()
+        so.add_session_config_entry("session.use_env_allocators", "1")
     providers: list[Any] | None = None
     if is_builtin(entry):
         providers = [(entry.runtime_name, settings)]
@@ -97,6 +104,14 @@ def _session_options(ort: Any, threads: int | None, dimensions: Mapping[str, int
     for dimension, value in dimensions.items():
         so.add_free_dimension_override_by_name(dimension, value)
     return so
+
+
+@cache
+def _register_arena() -> None:
+    """Make the arena of the process; the runtime takes one for each kind of memory."""
+    ort = runtime()
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, None)
 
 
 def _nodes_by_provider(session: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ import pytest
 
 from onnxft.errors import DataError
 from onnxft.manifest import BATCH, Distribution, Loss, Port
-from onnxft.runtime.batches import check_batch, draw, pad, parts
+from onnxft.runtime.batches import check_batch, draw, pad, parts, require_weight
 from onnxft.runtime.session import TrainSession
 
 PORTS = (
@@ -74,6 +74,86 @@ def test_what_does_not_fit_is_an_error(changes: dict[str, Any], words: list[str]
         check_batch(batch, PORTS, LOSS, {}, first_row=100)
     for word in words:
         assert word in str(err.value)
+
+
+def labelled(labels: Any, kind: str, shape: tuple[int, ...], **options: Any) -> np.ndarray:
+    """Checked labels of a loss on an output (batch, *shape), the first row being number 100."""
+    ports = (Port("x", "input", "float32", (BATCH,)), Port("labels", "label", "float32", (BATCH, *shape)))
+    labels = np.asarray(labels)
+    batch = {"x": np.zeros(len(labels), np.float32), "labels": labels}
+    return check_batch(batch, ports, Loss(kind, "y", **options), {}, first_row=100)[0]["labels"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "words"),
+    [
+        (
+            "bce_with_logits",
+            [[0.0, 1.0], [0.5, 1.5]],
+            "'labels' has the value 1.5 at [101, 1] (row 101); bce_with",
+        ),
+        ("bce_with_logits", [[0.0, -0.1], [0.5, 1.0]], "the value -0.10000000149011612 at [100, 1] (row 100)"),
+        ("bce_with_logits", [[0, 1], [2, 0]], "the value 2.0 at [101, 0] (row 101)"),
+        ("bce_with_logits", [[0.0, np.nan], [0.5, 1.0]], "the value nan at [100, 1]"),
+        (
+            "kl_div",
+            [[0.5, 0.5], [0.5, 0.6]],
+            "probabilities that add up to 1.1 at row 101; kl_div takes a",
+        ),
+        ("kl_div", [[0.0, 0.998], [0.5, 0.5]], "add up to 0.998 at row 100"),
+        ("kl_div", [[0.5, 0.5], [1.1, -0.1]], "'labels' has the value 1.100000023841858 at [101, 0] (row 101); kl_div"),
+        ("kl_div", [[0, 1], [1, 0]], "'labels' has the element type int64, the model takes float32"),
+        ("mse", [[0, 1], [1, 0]], "'labels' has the element type int64, the model takes float32"),
+    ],
+)
+def test_labels_that_do_not_fit_the_loss(kind: str, labels: Any, words: str) -> None:
+    with pytest.raises(DataError) as err:
+        labelled(labels, kind, (2,), num_classes=2)
+    assert words in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "shape", "expected"),
+    [
+        ("bce_with_logits", [0, 1, 1], (1,), [[0], [1], [1]]),
+        ("bce_with_logits", [True, False], (), [1, 0]),
+        ("bce_with_logits", [[0.25], [1]], (1,), [[0.25], [1]]),
+        ("mse", [0.5, -3.0], (1,), [[0.5], [-3]]),
+        ("kl_div", [[0.2, 0.8004]], (2,), [[0.2, 0.8004]]),
+    ],
+)
+def test_labels_as_a_user_has_them(kind: str, labels: Any, shape: tuple[int, ...], expected: Any) -> None:
+    found = labelled(labels, kind, shape)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "weights", "words"),
+    [
+        (
+            [[0, 9, 9], [1, 9, 9]],
+            {"shift": 1, "class_axis": 2},
+            None,
+            "each label of the batch is 9, which",
+        ),
+        ([9, 9, 1], {}, [1, 1, 0], "is 9, which does not count, so there is no mean gradient"),
+        ([3, 9], {"class_weights": (1.0, 1.0, 1.0, 0.0)}, None, "or belongs to a class of weight 0"),
+        ([0, 1], {}, [0, 0], "all 2 rows of the batch have weight 0"),
+        ([9, 1], {}, None, None),
+        ([3, 1], {"class_weights": (1.0, 1.0, 1.0, 0.0)}, [0, 1], None),
+        ([[9, 9, 2], [1, 9, 9]], {"shift": 1, "class_axis": 2}, None, None),
+    ],
+)
+def test_a_batch_must_have_a_label_that_counts(labels: Any, changes: Any, weights: Any, words: str | None) -> None:
+    loss = Loss("cross_entropy", "y", num_classes=4, ignore_index=9, **changes)
+    batch = {"labels": np.array(labels)} | ({} if weights is None else {"sample_weights": np.array(weights)})
+    if words is None:
+        require_weight(batch, loss)
+        return
+    with pytest.raises(DataError) as err:
+        require_weight(batch, loss)
+    assert words in str(err.value)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["TrainSession", "__version__", "bench", "export", "train"]
+__all__ = ["TrainSession", "__version__", "bench", "export", "find_lr", "prepare", "train"]
 
 if TYPE_CHECKING:
-    from onnxft.api import TrainSession, bench, export, train
+    from onnxft.api import TrainSession, bench, export, find_lr, prepare, train
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxft.data.preprocess import check_preprocessing, prepare
 from onnxft.errors import ConfigError, near
 from onnxft.files import check_replaceable
 from onnxft.manifest import FILE_NAME, Loss, Manifest, Optimizer
@@ -15,12 +16,14 @@ from onnxft.runtime.session import TrainSession
 if TYPE_CHECKING:
     from onnxft.benchmark.config import BenchConfig
     from onnxft.benchmark.report import Report
+    from onnxft.data.open import Data
     from onnxft.graph.forward import Forward
     from onnxft.step.select import Selection
     from onnxft.training.config import TrainConfig
-    from onnxft.training.loop import Data, Run
+    from onnxft.training.loop import Run
+    from onnxft.training.lr_range import LrRange
 
-__all__ = ["Plan", "TrainSession", "bench", "export", "plan", "train"]
+__all__ = ["Plan", "TrainSession", "bench", "export", "plan", "prepare", "train"]
 
 GENERATORS = ("native", "ort-training")
 
@@ -74,9 +77,13 @@ def plan(
     train_batchnorm: Sequence[str] = (),
     loss: str | None = None,
     loss_output: str | None = None,
+    loss_options: Mapping[str, Any] | None = None,
     optimizer: str = "adamw",
     optimizer_options: Mapping[str, float] | None = None,
     weight_decay: float | None = None,
+    lr_factors: Mapping[str, float] | None = None,
+    weight_decays: Mapping[str, float] | None = None,
+    no_decay_norms: bool = False,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dropout: bool = True,
@@ -88,12 +95,15 @@ def plan(
 ) -> Plan:
     """Export the forward model and choose what to train, without writing anything; arguments as in `export`."""
     from onnxft.exporters.source import export_source
-    from onnxft.step.losses import describe_loss, loss_builder
+    from onnxft.step.groups import check_factors
+    from onnxft.step.loss_options import check_loss, describe_loss, inputs_of
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 
-    if loss is not None:
-        loss_builder(loss)  # an unknown loss is found before the export, which may take minutes
+    given = check_preprocessing(preprocessing or {})
+    # What is unknown or out of range is found before the export, which may take minutes.
+    check_loss(loss, loss_options or {}, len(classes) or None)
+    check_factors(lr_factors or {}, weight_decays or {})
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
     forward = export_source(
         model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout,
@@ -105,16 +115,28 @@ def plan(
     chosen = loss_output or (suggested.output if suggested else next(iter(outputs)))
     if chosen not in outputs:
         raise ConfigError(f"the model has no output '{chosen}'.{near(chosen, outputs)}")
-    reads = describe_loss(loss or (suggested.kind if suggested else "cross_entropy"), outputs[chosen], suggested)
-    if classes and reads.num_classes != len(classes):
+    reads = describe_loss(
+        loss or (suggested.kind if suggested else "cross_entropy"), outputs[chosen], suggested, loss_options,
+        inputs_of(forward.infer.graph, outputs[chosen]),
+    )  # fmt: skip
+    two_names = reads.kind == "bce_with_logits" and reads.num_classes == 1 and len(classes) == 2
+    if classes and reads.num_classes != len(classes) and not two_names:
         raise ConfigError(f"{len(classes)} class names were given, the model has {reads.num_classes} classes.")
+    if given:
+        check_preprocessing({**forward.preprocessing, **given}, _input_shapes(forward))
     forward = replace(
         forward,
-        classes=tuple(classes) or forward.classes,
-        preprocessing=dict(preprocessing or forward.preprocessing),
+        classes=tuple(map(str, classes)) or forward.classes,
+        preprocessing={**forward.preprocessing, **given},
         dimensions={**forward.dimensions, **(dimensions or {})},
     )
-    return Plan(forward, select(forward, trainable, frozen, train_batchnorm), reads, described)
+    selection = select(forward, trainable, frozen, train_batchnorm, lr_factors, weight_decays, no_decay_norms)
+    return Plan(forward, selection, reads, described)
+
+
+def _input_shapes(forward: Forward) -> list[list[int | None]]:
+    """Sizes of the inputs, None where they are open."""
+    return [[d if isinstance(d, int) else None for d in v.shape or ()] for v in forward.infer.graph.inputs]
 
 
 def _check_dimensions(forward: Forward, dimensions: Mapping[str, int]) -> None:
@@ -136,9 +158,13 @@ def export(
     train_batchnorm: Sequence[str] = (),
     loss: str | None = None,
     loss_output: str | None = None,
+    loss_options: Mapping[str, Any] | None = None,
     optimizer: str = "adamw",
     optimizer_options: Mapping[str, float] | None = None,
     weight_decay: float | None = None,
+    lr_factors: Mapping[str, float] | None = None,
+    weight_decays: Mapping[str, float] | None = None,
+    no_decay_norms: bool = False,
     batch_size: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -162,11 +188,18 @@ def export(
         frozen: globs of parameters that are not trained after all.
         train_batchnorm: globs of the BatchNorm layers that normalise by the batch and move their running statistics,
             as torch's do in training mode; all others keep the statistics that they have. `num_batches_tracked` stays.
-        loss: `cross_entropy` (int64 labels) or `mse`; None: what the source suggests, else `cross_entropy`.
+        loss: `cross_entropy` (int64 labels), `bce_with_logits` (labels from 0 to 1, of the output's shape), `mse`,
+            `l1`, `huber`, `kl_div` (labels are probabilities) or `model` (the output is the loss itself: (batch,), or
+            the mean over the batch); None: what the source suggests, else `cross_entropy`.
         loss_output: output that the loss reads; None: the first.
+        loss_options: `class_weights`, `label_smoothing`, `ignore_index`, `shift`, `class_axis`; `pos_weight`; `delta`.
         optimizer: `adamw`, `adam`, `lion` or `sgd`.
         optimizer_options: `beta1`, `beta2`, `eps`; `momentum`, `nesterov`. The rest has torch's defaults.
         weight_decay: default of the sessions; None: torch's default.
+        lr_factors: {glob: factor of the learning rate}; of several that match a parameter the last one holds.
+        weight_decays: {glob: weight decay}, likewise.
+        no_decay_norms: whether parameters of at most one dimension (biases, normalisation) have the decay 0, unless
+            a glob of `weight_decays` says otherwise.
         batch_size: default rows of a step; None: those of the example, or 16 for a file without one.
         input_names: names of the inputs; None: the argument names of `forward`.
         output_names: names of the outputs.
@@ -175,7 +208,7 @@ def export(
             them. None: none, but for a model directory the length of its texts.
         dimensions: {symbolic dimension besides the batch: size that sessions use unless told otherwise}.
         classes: names of the classes, kept in the manifest.
-        preprocessing: kept in the manifest for those who feed the model.
+        preprocessing: how pictures are made, over what the source says; the keys of `onnxft/data/preprocess.py`.
         generator: `native` (any provider) or `ort-training` (onnxruntime-training, an environment of its own).
         python: interpreter of that environment.
 
@@ -191,7 +224,8 @@ def export(
     """
     made = plan(
         model, example_inputs, trainable=trainable, frozen=frozen, train_batchnorm=train_batchnorm, loss=loss,
-        loss_output=loss_output, optimizer=optimizer, optimizer_options=optimizer_options, weight_decay=weight_decay,
+        loss_output=loss_output, loss_options=loss_options, optimizer=optimizer, optimizer_options=optimizer_options,
+        weight_decay=weight_decay, lr_factors=lr_factors, weight_decays=weight_decays, no_decay_norms=no_decay_norms,
         input_names=input_names, output_names=output_names, dropout=dropout, dynamic_shapes=dynamic_shapes,
         dimensions=dimensions, classes=classes, preprocessing=preprocessing,
         name=Path(directory).name if directory is not None else None,
@@ -205,8 +239,8 @@ def export(
 
 
 def train(
-    artifact: str | Path,
-    data: Data,
+    artifact: str | Path | None = None,
+    data: Data | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     *,
     val: Data | None = None,
@@ -220,6 +254,22 @@ def train(
 
     shown = progress_for() if progress else None
     return loop.run(artifact, data, config, val=val, run_dir=run, resume=resume, progress=shown)
+
+
+def find_lr(
+    artifact: str | Path,
+    data: Data,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
+    directory: str | Path | None = None,
+    progress: bool = True,
+) -> LrRange:
+    """Try learning rates, propose one, and write what was found; see `onnxft.training.lr_range.find_lr`."""
+    from onnxft.training import lr_range
+    from onnxft.training.progress import progress_for
+
+    shown = progress_for() if progress else None
+    return lr_range.find_lr(artifact, data, config, directory=directory, progress=shown)[0]
 
 
 def bench(artifact: str | Path, config: BenchConfig | None = None) -> Report:

@@ -1,0 +1,1 @@
+"""Data sets: what a model is trained and evaluated on, as batches by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitStatus(IntEnum):
@@ -31,6 +32,8 @@ class ExitStatus(IntEnum):
     """A configuration value is unknown or contradicts another."""
     SLOWER = 10
     """`onnxft bench --fail-under`: a side is slower than was asked for."""
+    WRITE = 11
+    """A file cannot be written: the disk is full, or writing is not permitted."""
     INTERRUPTED = 130
     """Ended by Ctrl-C, after the step in progress."""
 
@@ -85,6 +88,17 @@ class ConfigError(OnnxftError):
     """A configuration value is unknown or contradicts another."""
 
     exit_status = ExitStatus.CONFIG
+
+
+class WriteError(OnnxftError):
+    """A file cannot be written: the disk is full, or writing is not permitted."""
+
+    exit_status = ExitStatus.WRITE
+
+    def __init__(self, path: Path, reason: str, whole: str) -> None:
+        """Name the file, what the system says, and what is still whole."""
+        super().__init__(f"'{path}' cannot be written: {reason}. {whole}")
+        self.path, self.reason, self.whole = path, reason, whole
 
 
 class SlowerError(OnnxftError):

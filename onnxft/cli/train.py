@@ -2,107 +2,126 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from onnxft.cli.options import config_option, dimension_option
+from onnxft.cli.lr_range import WORDS, show_lr_range
+from onnxft.cli.options import (
+    Sizes,
+    Words,
+    config_option,
+    dimension_option,
+    input_columns,
+    key_values,
+    preprocess_option,
+)
+from onnxft.cli.train_text import banner, quoted, summary
 from onnxft.errors import ExitStatus
-
-if TYPE_CHECKING:
-    from onnxft.training.loop import Run, Start
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog="Defaults stand in brackets.")
-@click.argument("artifact", type=PATH, metavar="DIR")
-@click.option("--data", type=PATH, required=True, metavar="FILE.npz", help="Rows to train on: inputs by name, labels.")
-@click.option("--val", type=PATH, metavar="FILE.npz", help="Rows to evaluate on [those of --data].")
+class _Remembering(click.Command):
+    """Keeps the words of the command line, so that the next command can be printed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click."""
+        ctx.meta[WORDS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Remembering, epilog="Defaults stand in brackets.")
+@click.argument("artifact", type=PATH, metavar="DIR", required=False)
+@click.option(
+    "--data", metavar="DATA", help="Rows to train on: a folder of pictures, .npz, .csv, .tsv, .jsonl, or CODE."
+)
+@click.option("--val", metavar="DATA", help="Rows to evaluate on [those of --split, else of --data].")
+@click.option("--split", type=float, metavar="F", help="Part of --data that is held back to evaluate on [none].")
+@click.option(
+    "--input-column", "input_columns", multiple=True, metavar="[INPUT=]COL,...", callback=input_columns,
+    help="Columns of a table for a model input [those of its name]. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--label-column", "label_columns", type=Words(), metavar="COL,...", help="Columns with the labels [labels]."
+)
+@click.option("--classes", type=Words(), metavar="A,B,...", help="Names of the classes in order [the artifact's].")
+@preprocess_option("How pictures are made: size, resize, mean, std, color, ... [the artifact's]. Repeatable.")
+@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json [the artifact's].")
+@click.option("--buckets", type=Sizes(), metavar="N,N,...", help="Lengths of text that a batch may have [one length].")
+@click.option("--balance/--no-balance", default=None, help="Draw every class equally often [no].")
+@click.option("--augment", type=Words(), metavar="NAME,...", help="flip, vflip, crop, color, rotate [none].")
+@click.option("--workers", type=int, metavar="N", help="Threads that read batches ahead [1].")
 @click.option("--provider", metavar="NAME", help="Execution provider [cpu].")
 @click.option("--threads", type=int, metavar="N", help="Threads inside an operator [the runtime's choice].")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the data [10].")
 @click.option("--lr", type=float, metavar="X", help="Learning rate [0.001].")
 @click.option("--weight-decay", type=float, metavar="X", help="Weight decay [the artifact's].")
-@click.option("--schedule", metavar="NAME", help="constant, linear, cosine or onecycle [constant].")
+@click.option(
+    "--lr-factor", "lr_factors", multiple=True, metavar="GROUP=X",
+    callback=lambda ctx, param, pairs: key_values(pairs),
+    help="Factor of a parameter group's learning rate [the artifact's]. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--decay", "weight_decays", multiple=True, metavar="GROUP=X", callback=lambda ctx, param, pairs: key_values(pairs),
+    help="Weight decay of a parameter group [the artifact's]. Repeatable.",
+)  # fmt: skip
+@click.option("--schedule", metavar="NAME", help="constant, linear, cosine, onecycle or step [constant].")
+@click.option("--step-size", type=int, metavar="N", help="Epochs after which the schedule step lowers the rate.")
+@click.option("--gamma", type=float, metavar="X", help="Factor of the schedule step [0.1].")
 @click.option(
     "--warmup", type=float, metavar="F", help="Part of the updates in which the rate rises [0; onecycle 0.3]."
 )
 @click.option("--accumulate", type=int, metavar="N", help="Batches for one update [1].")
 @click.option("--clip-norm", type=float, metavar="X", help="Greatest norm of all gradients together [not clipped].")
 @click.option("--clip-value", type=float, metavar="X", help="Greatest absolute value in a gradient [not clipped].")
+@click.option("--ema", type=float, metavar="X", help="Decay of a moving average that is evaluated and kept [none].")
+@click.option("--weights", metavar="FILE|RUN", help="Weights to begin with: .safetensors, or the best of a run.")
 @click.option("--batch-size", type=int, metavar="N", help="Rows of a batch [the artifact's].")
 @dimension_option("Size of an open dimension besides the batch [the artifact's]. Repeatable.")
 @click.option("--seed", type=int, metavar="N", help="Seed of shuffling and random masks [0].")
-@click.option("--metric", metavar="NAME", help="Chooses the best weights [balanced_accuracy; loss for values].")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="Chooses the best weights [balanced_accuracy; macro_f1 of several labels; else loss].",
+)
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better metric [never].")
+@click.option("--tensorboard/--no-tensorboard", default=None, help="Write event files for TensorBoard [no].")
+@click.option("--find-lr", is_flag=True, help="Train nothing: try rates, propose one, and draw the loss over them.")
 @click.option("--resume", is_flag=True, help="Continue a run from its last checkpoint, with its options.")
 @click.option("--run", "run_dir", type=PATH, metavar="DIR", help="Directory of the run [runs/NAME-N].")
 @config_option
-def train(
-    artifact: Path, data: Path, val: Path | None, resume: bool, run_dir: Path | None, **options: Any
-) -> None:  # fmt: skip
+def train(artifact: Path | None, find_lr: bool, resume: bool, run_dir: Path | None, **options: Any) -> None:
     """Fine-tune the artifact DIR and record the run in a directory.
 
+    CODE is `package.module:name` or `file.py:name`, which yields batches {input: array}; it is taken from the command
+    line alone. `--config runs/NAME/config.yaml` repeats a run, and then names DIR and DATA.
+    `--find-lr` is the range test of the learning rate; it leaves --lr, --schedule and --warmup aside.
     Ctrl-C ends after the step in progress with a checkpoint (exit code 130).
     """
     from onnxft.training.loop import run as run_training
     from onnxft.training.progress import progress_for
 
-    given = {name: value for name, value in options.items() if value is not None and value != {}}
+    given = {name: value for name, value in options.items() if value is not None and value not in ({}, [])}
+    source = click.get_current_context().get_parameter_source
+    # What stands in a file may name data, but no code.
+    named = {name: given.pop(name, None) for name in ("data", "val") if source(name) is ParameterSource.COMMANDLINE}
+    if find_lr:
+        if resume:
+            raise click.UsageError("--find-lr trains nothing that could be resumed: leave one of the two out.")
+        show_lr_range(artifact, named.get("data"), given, named.get("val"), run_dir)
+        return
     run = run_training(
-        artifact, data, given, val=val, run_dir=run_dir, resume=resume, progress=progress_for(), announce=_banner
-    )
-    _summary(run)
-    files = f" --data {_quoted(data)}" + (f" --val {_quoted(val)}" if val else "")
+        artifact, named.get("data"), given, val=named.get("val"), run_dir=run_dir, resume=resume,
+        progress=progress_for(), announce=banner,
+    )  # fmt: skip
+    summary(run)
+    place = quoted(run.config.artifact)
     if run.end == "interrupted":
-        click.echo(f"Next: onnxft train {_quoted(artifact)}{files} --resume --run {_quoted(run.directory)}")
+        data = [f" --{name} {quoted(value)}" for name, value in named.items() if value is not None]
+        click.echo(f"Next: onnxft train {place}{''.join(data)} --resume --run {quoted(run.directory)}")
         sys.exit(ExitStatus.INTERRUPTED)
-    click.echo(f"Next: onnxft bench {_quoted(artifact)} --provider {run.provider}")
-
-
-def _banner(start: Start) -> None:
-    from onnxft.runtime.batches import why_unweighted
-
-    manifest, placement, config = start.manifest, start.placement, start.config
-    total = manifest.num_trainable + manifest.frozen_parameters
-    click.echo(f"artifact   {manifest.name} ({manifest.generator}, {manifest.optimizer.kind}, {manifest.loss.kind})")
-    click.echo(f"provider   {placement.requested} -> {placement.obtained}")
-    for role, nodes in placement.nodes.items():
-        click.echo(f"  {role:<9}{', '.join(f'{count} nodes on {name}' for name, count in nodes.items())}")
-    click.echo(f"trainable  {manifest.num_trainable:,} / {total:,} ({manifest.num_trainable / total:.1%})")
-    click.echo(f"threads    {config.threads or 'the choice of the runtime'}")
-    click.echo(f"data       {start.rows} rows in batches of {start.batch_size}")
-    if start.rows_left_out:
-        click.echo(
-            f"           {start.rows_left_out} rows of each epoch are left out: {why_unweighted(manifest)}, "
-            f"so a short batch cannot be padded"
-        )
-    click.echo(f"run        {start.directory}")
-
-
-def _summary(run: Run) -> None:
-    if run.end == "interrupted":
-        click.echo(f"Interrupted in epoch {run.epochs + 1}; the checkpoint holds every step made.")
-    elif run.end == "early":
-        click.echo(f"Stopped after epoch {run.epochs}: no better {run.metric} since epoch {run.best_epoch}.")
-    where = "validation data" if run.split == "val" else "the training data itself: give --val to learn about new data"
-    click.echo(f"\n{'on ' + where}")
-    click.echo(f"{'':<20}{'before':>10}{f'epoch {run.best_epoch}':>12}")
-    for name, value in run.after.items():
-        mark = "  <- chose the best epoch" if name == run.metric else ""
-        click.echo(f"{name:<20}{run.before[name]:>10.4g}{value:>12.4g}{mark}")
-    if run.best_epoch == 0:
-        click.echo(f"No epoch was better than the start in {run.metric}: the best weights are those before training.")
-    click.echo("\nwritten")
-    for file in run.files:
-        click.echo(f"  {run.directory / file}")
-    if run.end != "interrupted" and "curves.png" not in run.files:
-        click.echo("  (no curves.png: `pip install onnxft[plot]` brings matplotlib)")
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+    click.echo(f"Next: onnxft bench {place} --provider {run.provider}")

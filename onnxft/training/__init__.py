@@ -1,1 +1,1 @@
-"""The training loop: configuration, data, schedules, metrics, records (numpy only)."""
+"""The training loop: configuration, schedules, metrics, records (numpy only)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,19 +14,56 @@ from onnxft.errors import ConfigError, near
 from onnxft.training.metrics import BETTER
 from onnxft.training.schedules import SCHEDULES
 
+_FREE = ("epochs", "artifact", "data", "val", "workers", "tensorboard")
+"""What a resumed run may have otherwise: contents are compared instead of paths, and threads change no batch."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Options of a training run; ConfigError where a value is unknown or out of range."""
 
+    artifact: str | None = None
+    """Directory of the artifact; recorded, so that the saved configuration repeats the run."""
+    data: str | None = None
+    """Rows to train on: a file, a folder, or `module:name` of code; recorded likewise. None: arrays in memory."""
+    val: str | None = None
+    """Rows to evaluate on, likewise."""
+    split: float | None = None
+    """Fraction of the rows of `data` that is held back to evaluate on; None: none."""
+    input_columns: dict[str, list[str]] = field(default_factory=dict)
+    """{model input: columns of a table}; the name "" stands for the only input."""
+    label_columns: list[str] = field(default_factory=list)
+    """Columns of a table that hold the labels."""
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes in the order of their numbers; empty: the artifact's, else the sorted names in the data."""
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    """How pictures are made, over what the artifact was exported with."""
+    tokenizer: str | None = None
+    """Path of a tokenizer.json; None: the artifact's own."""
+    buckets: list[int] = field(default_factory=list)
+    """Lengths of text that a batch may have; empty: one length, which is that of the open dimension."""
+    balance: bool = False
+    """Whether every class is drawn equally often."""
+    augment: list[str] = field(default_factory=list)
+    """How pictures are changed in training: flip, vflip, crop, color, rotate."""
+    workers: int = 1
+    """Threads that read batches ahead; 0: none. Batches do not depend on it."""
     epochs: int = 10
     """Passes over the training data."""
     lr: float = 1e-3
-    """Learning rate of every parameter group; the highest one that the schedule reaches."""
+    """Learning rate, which each parameter group multiplies by its factor; the highest one that the schedule reaches."""
     weight_decay: float | None = None
-    """Weight decay of every parameter group; None: what the artifact was exported with."""
+    """Weight decay of the parameter groups without one of their own; None: what the artifact was exported with."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """{parameter group: factor of its learning rate}; those not named keep what the artifact was exported with."""
+    weight_decays: dict[str, float] = field(default_factory=dict)
+    """{parameter group: its weight decay}; those not named keep what the artifact was exported with."""
     schedule: str = "constant"
-    """Course of the learning rate over all updates: constant, linear, cosine or onecycle."""
+    """Course of the learning rate over all updates: constant, linear, cosine, onecycle or step."""
+    step_size: int | None = None
+    """Epochs after which the schedule `step` multiplies the rate by `gamma`, again and again."""
+    gamma: float | None = None
+    """Factor of the schedule `step`; None: 0.1."""
     warmup: float | None = None
     """Fraction of all updates in which the rate rises; None: 0.3 for onecycle, otherwise none."""
     accumulate: int = 1
@@ -36,6 +72,10 @@ class TrainConfig:
     """Greatest norm of all gradients together; None: not clipped."""
     clip_value: float | None = None
     """Greatest absolute value of a gradient's element; None: not clipped."""
+    ema: float | None = None
+    """Decay of the moving average of the trained parameters that is evaluated and kept as weights; None: no average."""
+    weights: str | None = None
+    """Weights to begin with: those of another run (its directory: the best ones) or a file; None: the artifact's."""
     seed: int = 0
     """Seed of shuffling and of random masks."""
     batch_size: int | None = None
@@ -47,7 +87,9 @@ class TrainConfig:
     threads: int | None = None
     """Threads inside an operator; None leaves it to the runtime."""
     metric: str | None = None
-    """What chooses the best weights; None: balanced_accuracy for classes, loss for values."""
+    """What chooses the best weights; None: balanced_accuracy for classes, macro_f1 for several labels, else loss."""
+    tensorboard: bool = False
+    """Whether event files for TensorBoard are written."""
     patience: int | None = None
     """Epochs without a better metric after which training stops; None: it never stops early."""
 
@@ -57,16 +99,39 @@ class TrainConfig:
             raise ConfigError(f"unknown schedule {self.schedule!r}.{near(self.schedule, SCHEDULES)}")
         if self.metric is not None and self.metric not in BETTER:
             raise ConfigError(f"unknown metric {self.metric!r}.{near(self.metric, BETTER)}")
-        for name in ("epochs", "accumulate", "batch_size", "threads", "patience"):
+        for name in ("epochs", "accumulate", "batch_size", "threads", "patience", "step_size"):
             _require(self, name, "at least 1", lambda v: v >= 1)
+        if self.schedule == "step" and self.step_size is None:
+            raise ConfigError("schedule step needs step_size, the epochs after which the rate falls.")
+        for name in ("step_size", "gamma"):
+            if getattr(self, name) is not None and self.schedule != "step":
+                raise ConfigError(f"{name} belongs to the schedule step, schedule is {self.schedule}: leave it out.")
+        _require(self, "split", "a fraction above 0 and below 1", lambda v: 0 < v < 1)
+        _require(self, "workers", "at least 0 and at most 64", lambda v: 0 <= v <= 64)
+        if self.split is not None and self.val is not None:
+            raise ConfigError(f"split {self.split} and val '{self.val}' both say what to evaluate on: leave one out.")
+        if any(size < 1 for size in self.buckets) or len(set(self.buckets)) < len(self.buckets):
+            raise ConfigError(f"buckets is {self.buckets}: lengths of at least 1, each once.")
         for dimension, size in self.dimensions.items():
             if size < 1:
                 raise ConfigError(f"the dimension '{dimension}' is {size}, it must be at least 1.")
-        for name in ("lr", "clip_norm", "clip_value"):
+        for group, factor in self.lr_factors.items():
+            if not 0 < factor < math.inf:
+                raise ConfigError(f"lr_factors of the group '{group}' is {factor}, it must be a finite number above 0.")
+        for group, decay in self.weight_decays.items():
+            if not 0 <= decay < math.inf:
+                raise ConfigError(f"weight_decays of the group '{group}' is {decay}, it must be finite, at least 0.")
+        for name in ("lr", "clip_norm", "clip_value", "gamma"):
             _require(self, name, "a finite number above 0", lambda v: 0 < v < math.inf)
         _require(self, "weight_decay", "a finite number, at least 0", lambda v: 0 <= v < math.inf)
+        _require(self, "ema", "a decay, at least 0 and below 1", lambda v: 0 <= v < 1)
         _require(self, "warmup", "a fraction, at least 0 and below 1", lambda v: 0 <= v < 1)
         _require(self, "seed", "at least 0 and below 2**63", lambda v: 0 <= v < 2**63)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where artifact and data lie, as far as it is known."""
+        return {n: v for n in ("artifact", "data", "val") if (v := getattr(self, n)) is not None}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "the configuration") -> TrainConfig:
@@ -91,21 +156,6 @@ class TrainConfig:
         return text
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read by safe loading; ConfigError where there is none."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file '{path}'.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(f"'{path}' cannot be read as YAML: {err}") from err
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' holds {type(values).__name__}, not `name: value` lines.")
-    return values
-
-
 def resumed(saved: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a continued run: the saved one, with more epochs if asked for and possible.
 
@@ -115,7 +165,7 @@ def resumed(saved: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
     values = saved.to_dict()
     config = TrainConfig.from_mapping({**values, **asked})
     for name, value in config.to_dict().items():
-        if value != values[name] and name != "epochs":
+        if value != values[name] and name not in _FREE:
             raise ConfigError(
                 f"the run was begun with {name} {values[name]}, and --resume cannot go on with {name} {value}. "
                 f"Leave {name} out, or begin a new run."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, closing, nullcontext
 
+from onnxft.data.dataset import Batch
 from onnxft.errors import DataError, DivergedError
 from onnxft.manifest import LABELS
 from onnxft.runtime.session import StepResult, TrainSession
-from onnxft.training.metrics import measure
-from onnxft.training.plan import Batch, Plan
+from onnxft.training.confusion import Confusion
+from onnxft.training.metrics import join, measure, reduce
+from onnxft.training.plan import Plan, naming_batch
 from onnxft.training.progress import Progress
 from onnxft.training.records import Position
 
@@ -16,20 +19,25 @@ from onnxft.training.records import Position
 def update(session: TrainSession, group: list[Batch], plan: Plan, position: Position, progress: Progress) -> int:
     """One update from the batches of `group`; advances `position` and returns the number of rows."""
     config, lr = plan.config, plan.lr(position.step)
+    rate, decay = plan.rates(position.step)
     max_norm = math.inf if config.clip_norm is None else config.clip_norm
     max_value = math.inf if config.clip_value is None else config.clip_value
     if len(group) == 1:
-        results = [
-            session.step(group[0], lr=lr, weight_decay=config.weight_decay, max_norm=max_norm, max_value=max_value)
-        ]
+        with naming_batch(position, 0):
+            results = [session.step(group[0], lr=rate, weight_decay=decay, max_norm=max_norm, max_value=max_value)]
         _require_finite(results, position, lr)
     else:
-        results = [session.accumulate(batch) for batch in group]
+        results = []
+        for place, batch in enumerate(group):
+            with naming_batch(position, place):
+                results.append(session.accumulate(batch))
         _require_finite(results, position, lr)
-        session.update(lr=lr, weight_decay=config.weight_decay, max_norm=max_norm, max_value=max_value)
+        session.update(lr=rate, weight_decay=decay, max_norm=max_norm, max_value=max_value)
+    if config.ema is not None:
+        session.average(config.ema)
     loss_sum = sum(r.loss * r.weight_sum for r in results)
     weight_sum = sum(r.weight_sum for r in results)
-    rows = sum(len(batch[LABELS]) for batch in group)
+    rows = sum(len(next(iter(batch.values()))) for batch in group)
     position.step += 1
     position.batch += len(group)
     position.loss_sum += loss_sum
@@ -38,22 +46,43 @@ def update(session: TrainSession, group: list[Batch], plan: Plan, position: Posi
     return rows
 
 
-def evaluate(session: TrainSession, plan: Plan, epoch: int) -> dict[str, float]:
-    """Loss and metrics of the evaluated data; DivergedError where the loss is not finite."""
-    result = session.evaluate(plan.evaluated.arrays)
-    if not math.isfinite(result.loss):
+def kept_weights(session: TrainSession, plan: Plan, position: Position) -> AbstractContextManager[object]:
+    """Within it the session shows what is evaluated and kept: with `ema` the averages, once there are any."""
+    return nullcontext() if plan.config.ema is None or not position.step else session.averaged()
+
+
+def evaluate(session: TrainSession, plan: Plan, epoch: int) -> tuple[dict[str, float], Confusion | None]:
+    """Loss and metrics of the evaluated data, batch by batch, and the confusion matrix where rows have one class.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        DataError: a batch cannot be read, all rows weigh 0, or the chosen metric is not defined on this data.
+    """
+    loss, total, weight, parts = session.manifest.loss, 0.0, 0.0, []
+    with closing(plan.evaluated.batches(0)) as batches:  # type: ignore[type-var]
+        for number, batch in enumerate(batches, 1):
+            try:
+                result = session.evaluate(batch)
+            except DataError as err:
+                raise DataError(f"{plan.evaluated.source}, batch {number} of the evaluation: {err}") from err
+            if result.weight_sum > 0:
+                total, weight = total + result.loss * result.weight_sum, weight + result.weight_sum
+            parts.append(reduce(loss, result.outputs.get(loss.output), batch.get(LABELS)))
+    if not weight > 0:
+        raise DataError(f"all rows of {plan.evaluated.source} have the sample weight 0, so there is no mean loss.")
+    if not math.isfinite(total / weight):
         raise DivergedError(
-            f"the loss of the evaluation after epoch {epoch} is {result.loss}. "
+            f"the loss of the evaluation after epoch {epoch} is {total / weight}. "
             + (f"Nothing was saved after epoch {epoch - 1}. Lower the learning rate." if epoch else "Check the model.")
         )
-    loss = session.manifest.loss
-    scores = {"loss": result.loss, **measure(loss, result.outputs[loss.output], plan.evaluated.arrays[LABELS])}
+    reduced = join(parts)
+    scores = measure(loss, reduced, total / weight)
     if math.isnan(scores[plan.metric]):
         raise DataError(
             f"metric '{plan.metric}' is not defined on {plan.evaluated.source}: it holds a single class or row. "
             "Choose another metric, or evaluate on other data."
         )
-    return scores
+    return scores, Confusion.of(loss, reduced, plan.classes)
 
 
 def _require_finite(results: list[StepResult], position: Position, lr: float) -> None:

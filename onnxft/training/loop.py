@@ -5,35 +5,39 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from onnxft.data.dataset import Dataset
+from onnxft.data.open import Data
+from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Placement
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig, resumed
-from onnxft.training.data import Array, Dataset
-from onnxft.training.epoch import evaluate, update
+from onnxft.training.epoch import evaluate, kept_weights, update
 from onnxft.training.interrupt import Interrupt
+from onnxft.training.log import Log
 from onnxft.training.metrics import BETTER
+from onnxft.training.opening import asked_for, opened
 from onnxft.training.plan import Plan
-from onnxft.training.progress import Progress, resident_bytes
+from onnxft.training.progress import Progress, Several, number, resident_bytes
 from onnxft.training.records import (
     Position,
     Records,
     Row,
+    is_blank,
+    keeping,
     newest_directory,
     next_directory,
     require_new,
     saved_config,
 )
-
-Data = Path | str | Mapping[str, Array] | Dataset
-"""An `.npz` file, arrays by name, or a data set."""
+from onnxft.training.tensorboard import EventFiles, require_tensorboard
+from onnxft.training.warm_start import read_weights, require_fit
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,20 @@ class Start:
     config: TrainConfig
     directory: Path
     batch_size: int
-    rows: int
-    """Rows of the training data."""
+    data: str
+    """What is trained on."""
+    rows: int | None
+    """Its rows; None where they are not known before."""
+    batches: int
+    """Batches of the first epoch."""
     rows_left_out: int
     """Rows that each epoch leaves out: where rows cannot be weighted, a short batch cannot be padded."""
+    evaluated: str | None
+    """What is evaluated on; None: the training data."""
+    rows_evaluated: int | None
+    classes: tuple[str, ...]
+    weights: str | None = None
+    """Which weights it begins with, and how many of what is trained they are; None: the artifact's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,8 @@ class Run:
     """What came out of a training run."""
 
     directory: Path
+    config: TrainConfig
+    """What was asked for, as it was recorded."""
     end: Literal["complete", "early", "interrupted"]
     """All epochs made, stopped by `patience`, or stopped by Ctrl-C."""
     split: Literal["val", "train"]
@@ -77,8 +93,8 @@ class Run:
 
 
 def run(
-    artifact: Path | str,
-    data: Data,
+    artifact: Path | str | None = None,
+    data: Data | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     *,
     val: Data | None = None,
@@ -90,10 +106,11 @@ def run(
     """Fine-tune an artifact on a data set.
 
     Args:
-        artifact: directory written by `onnxft export`.
-        data: inputs by the names of the exported graph and `labels`, optionally `sample_weights`; all (rows, ...).
+        artifact: directory written by `onnxft export`; None: the configuration's.
+        data: a file, a folder, `module:name` of code, or arrays by name: inputs by the names of the exported graph
+            and `labels`, optionally `sample_weights`; all (rows, ...). None: the configuration's, which names no code.
         config: options; a mapping sets some of them, over the defaults or over those of the run to resume.
-        val: rows to evaluate on; None evaluates on `data`.
+        val: rows to evaluate on; None evaluates on those that `split` holds back, else on `data`.
         run_dir: None: `runs/<artifact name>-<n>`, a new one or, with `resume`, the newest.
         resume: continue the run from its last checkpoint.
         progress: shows the run.
@@ -102,22 +119,12 @@ def run(
     Raises:
         OnnxftError: whatever does not fit; see `training.loop.train` and `TrainSession`.
     """
-    manifest = Manifest.load(Path(artifact))
-    directory = _directory(run_dir, manifest.name, resume)
-    asked = config.to_dict() if isinstance(config, TrainConfig) else dict(config or {})
+    saved = saved_config(Path(run_dir)).places if resume and run_dir is not None else {}
+    place, manifest, asked = asked_for(artifact, data, config, val, saved)
+    directory = Path(run_dir) if saved and run_dir is not None else _directory(run_dir, manifest.name, resume)
     effective = resumed(saved_config(directory), asked) if resume else TrainConfig.from_mapping(asked)
-    train_data, val_data = _dataset(data), None if val is None else _dataset(val)
-    with TrainSession(
-        artifact,
-        effective.provider,
-        threads=effective.threads,
-        batch_size=effective.batch_size,
-        dimensions=effective.dimensions,
-        seed=effective.seed,
-    ) as session:
-        if announce is not None:
-            announce(_start(session, effective, directory, len(train_data)))
-        return train(session, train_data, val_data, effective, directory, progress, resume=resume)
+    with opened(place, manifest, effective, data, val) as (session, rows, held):
+        return train(session, rows, held, effective, directory, progress, resume=resume, announce=announce)
 
 
 def _directory(run_dir: Path | str | None, name: str, resume: bool) -> Path:
@@ -130,30 +137,25 @@ def _directory(run_dir: Path | str | None, name: str, resume: bool) -> Path:
     return directory
 
 
-def _dataset(data: Data) -> Dataset:
-    if isinstance(data, Dataset):
-        return data
-    return (
-        Dataset.load(Path(data))
-        if isinstance(data, Path | str)
-        else Dataset({k: np.asarray(v) for k, v in data.items()})
-    )
-
-
-def _start(session: TrainSession, config: TrainConfig, directory: Path, rows: int) -> Start:
-    left_out = 0 if session.supports_weights else rows % session.batch_size
-    return Start(session.manifest, session.placement, config, directory, session.batch_size, rows, left_out)
+def _start(session: TrainSession, plan: Plan, directory: Path, weights: str | None) -> Start:
+    own = None if plan.split == "train" else plan.evaluated
+    return Start(
+        session.manifest, session.placement, plan.config, directory, session.batch_size, plan.data.source,
+        plan.data.rows, plan.batches[0], plan.rows_left_out, own.source if own else None, own.rows if own else None,
+        plan.classes, weights,
+    )  # fmt: skip
 
 
 def train(
     session: TrainSession,
-    data: Dataset,
-    val: Dataset | None,
+    data: Dataset | Stream,
+    val: Dataset | Stream | None,
     config: TrainConfig,
     run_dir: Path,
     progress: Progress | None = None,
     *,
     resume: bool = False,
+    announce: Callable[[Start], None] | None = None,
 ) -> Run:
     """Train an open session and record everything in `run_dir`.
 
@@ -165,6 +167,7 @@ def train(
         run_dir: a new directory, or with `resume` that of the run to continue.
         progress: shows the run; None shows nothing.
         resume: continue from checkpoints/last, bit for bit where the provider is deterministic.
+        announce: called once before the first step.
 
     Raises:
         DataError: the data does not fit the model.
@@ -172,33 +175,77 @@ def train(
         ArtifactError: there is no checkpoint to resume, or it belongs to other data or another artifact.
         DivergedError: a loss is not finite; what was saved before stays.
     """
-    progress = progress or Progress()
+    if config.tensorboard:
+        require_tensorboard()
+    if config.ema is not None and not session.supports_averages:
+        raise ConfigError(
+            f"ema is {config.ema}, but the artifact '{session.manifest.name}' has no graph for averages of the "
+            "parameters. Leave ema out, or export again with the native generator."
+        )
     plan = Plan.make(session, data, val, config)
-    records, position = _resume(session, plan, run_dir) if resume else _begin(session, plan, run_dir)
-    with Interrupt() as interrupt, progress:
+    anew = not resume or is_blank(run_dir)
+    values, digest = read_weights(config.weights) if anew and config.weights is not None else ({}, None)
+    weights = None if digest is None else require_fit(session, values, str(config.weights))
+    if announce is not None:
+        announce(_start(session, plan, run_dir, weights))
+    if values:
+        session.set_parameters(values)
+    begun = {**plan.origin, **({} if digest is None else {"weights": digest})}
+    with keeping(run_dir):
+        if resume:
+            records, position = _resume(session, plan, run_dir, begun)
+        else:
+            records, position = Records.create(run_dir, plan.config, session), Position(begun)
+        where = _where(position, resume) + ("" if weights is None else f", from the weights {weights}")
+        return _train(session, plan, records, position, progress or Progress(), where)
+
+
+def _train(
+    session: TrainSession, plan: Plan, records: Records, position: Position, progress: Progress, where: str
+) -> Run:
+    """The loop itself, shown and logged."""
+    config, run_dir = plan.config, records.directory
+    log = Log(run_dir / "train.log")
+    shown = [log, *([EventFiles(run_dir, position.step, known=bool(records.rows))] if config.tensorboard else [])]
+    with Interrupt() as interrupt, Several(progress, *shown) as progress:
+        log.begin(session, config, where)
         if not records.rows:
             _end_epoch(session, plan, position, records, progress)
         while position.epoch < config.epochs and not plan.gives_up(position):
-            progress.begin_epoch(position.epoch + 1, config.epochs, plan.batches, position.batch)
-            started, rows = time.perf_counter(), 0
-            for group in plan.groups(position):
-                rows += update(session, group, plan, position, progress)
-                if interrupt.asked:
-                    records.save_checkpoint(session, position)
-                    return _result(records, plan, position, "interrupted")
-            speed = {"seconds": time.perf_counter() - started, "rows": rows}
+            progress.begin_epoch(position.epoch + 1, config.epochs, plan.batches[position.epoch], position.batch)
+            started, rows, waited = time.perf_counter(), 0, plan.data.waited
+            with closing(plan.groups(position)) as groups:  # type: ignore[type-var]
+                for group in groups:
+                    rows += update(session, group, plan, position, progress)
+                    if interrupt.asked:
+                        records.save_checkpoint(session, position)
+                        log.say(f"interrupted in epoch {position.epoch + 1} after batch {position.batch}: checkpoint")
+                        return _result(records, plan, position, "interrupted")
+            speed = {"seconds": time.perf_counter() - started, "rows": rows, "waited": plan.data.waited - waited}
             _end_epoch(session, plan, position, records, progress, speed)
         records.finish(session, position.best_epoch)
-    return _result(records, plan, position, "complete" if position.epoch >= config.epochs else "early")
+        run = _result(records, plan, position, "complete" if position.epoch >= config.epochs else "early")
+        log.say(f"{run.end} after epoch {run.epochs}, best epoch {run.best_epoch}: {_metrics(run.after)}")
+        return run
 
 
-def _begin(session: TrainSession, plan: Plan, run_dir: Path) -> tuple[Records, Position]:
-    return Records.create(run_dir, plan.config, session), Position(plan.origin)
+def _where(position: Position, resume: bool) -> str:
+    if not resume:
+        return "a new run"
+    return f"resumed after epoch {position.epoch}, batch {position.batch} of the next one, {position.step} updates"
 
 
-def _resume(session: TrainSession, plan: Plan, run_dir: Path) -> tuple[Records, Position]:
+def _metrics(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def _resume(session: TrainSession, plan: Plan, run_dir: Path, begun: dict[str, str]) -> tuple[Records, Position]:
+    """A run as it was at its checkpoint; one that was killed before it had any begins again, from `begun`."""
     resumed(saved_config(run_dir), plan.config.to_dict())
-    records, position = Records.reopen(run_dir, session)
+    if is_blank(run_dir):
+        records, position = Records(run_dir), Position(begun)
+    else:
+        records, position = Records.reopen(run_dir, session)
     plan.require_origin(position, run_dir)
     done = position.epoch + (position.batch > 0)
     if plan.config.epochs < done:
@@ -220,8 +267,11 @@ def _end_epoch(
     """Evaluate, choose the best weights and save; before training (`speed` None) as epoch 0."""
     epoch = 0 if speed is None else position.epoch + 1
     started = time.perf_counter()
-    scores = evaluate(session, plan, epoch)
-    timing = _timing(epoch, speed or {"seconds": math.nan, "rows": 0}, time.perf_counter() - started)
+    with kept_weights(session, plan, position):
+        scores, confusion = evaluate(session, plan, epoch)
+        weights = {**session.parameters, **session.buffers}
+    none = {"seconds": math.nan, "rows": 0, "waited": math.nan}
+    timing = _timing(epoch, speed or none, time.perf_counter() - started)
     row: Row = {
         "epoch": epoch,
         "step": position.step,
@@ -236,8 +286,8 @@ def _end_epoch(
     else:
         position.stale += 1
     position.epoch, position.batch, position.loss_sum, position.weight_sum = epoch, 0, 0.0, 0.0
-    records.save_epoch(session, position, row, timing)
     progress.end_epoch(row)
+    records.save_epoch(session, position, row, timing, weights, confusion)
 
 
 def _timing(epoch: int, speed: Row, evaluation_seconds: float) -> Row:
@@ -246,17 +296,23 @@ def _timing(epoch: int, speed: Row, evaluation_seconds: float) -> Row:
         "epoch": epoch,
         "train_seconds": speed["seconds"],
         "samples_per_second": speed["rows"] / speed["seconds"],
+        "data_wait_seconds": speed["waited"],
         "evaluation_seconds": evaluation_seconds,
         "resident_bytes": math.nan if memory is None else memory,
     }
 
 
 def _result(records: Records, plan: Plan, position: Position, end: Literal["complete", "early", "interrupted"]) -> Run:
-    before, after = (
+    before, after, last = (
         {k.removeprefix(f"{plan.split}_"): v for k, v in records.rows[epoch].items() if k.startswith(f"{plan.split}_")}
-        for epoch in (0, position.best_epoch)
+        for epoch in (0, position.best_epoch, position.epoch)
     )
+    records.summarize({
+        "end": end, "epochs": {"asked": plan.config.epochs, "made": position.epoch}, "updates": position.step,
+        "provider": {"asked": plan.config.provider, "obtained": plan.provider}, "evaluated": plan.split,
+        "metric": plan.metric, "best_epoch": position.best_epoch, "before": before, "best": after, "last": last,
+    })  # fmt: skip
     return Run(
-        records.directory, end, plan.split, plan.provider, plan.metric, before, after,
+        records.directory, plan.config, end, plan.split, plan.provider, plan.metric, before, after,
         position.best_epoch, position.epoch, records.files,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -20,7 +21,7 @@ class Progress:
         """An update was made from `batches` batches with `rows` rows and the mean loss."""
 
     def end_epoch(self, row: Mapping[str, float]) -> None:
-        """An epoch (0: before training) was evaluated; `row` is its line in results.csv."""
+        """An epoch (0: before training) was evaluated and is about to be saved; `row` is its line in results.csv."""
 
     def say(self, note: str) -> None:
         """A line that stays: the wish to stop, a last short batch left out."""
@@ -34,32 +35,93 @@ class Progress:
         """Nothing to release."""
 
 
+class Several(Progress):
+    """Tells each of several."""
+
+    def __init__(self, *parts: Progress) -> None:
+        """Tell `parts`, in this order."""
+        self._parts = parts
+        self._open = ExitStack()
+
+    def begin_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.begin_epoch(epoch, epochs, batches, done)
+
+    def step(self, batches: int, rows: int, loss: float, lr: float) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.step(batches, rows, loss, lr)
+
+    def end_epoch(self, row: Mapping[str, float]) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.end_epoch(row)
+
+    def say(self, note: str) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.say(note)
+
+    def __enter__(self) -> Self:
+        for part in self._parts:
+            self._open.enter_context(part)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave each, the last one first."""
+        self._open.__exit__(kind, value, trace)
+
+
 class LineProgress(Progress):
     """One plain line an epoch."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """Write to `stream`, stderr if None."""
         self._stream = stream or sys.stderr
-        self._epochs = 0
-        self._rows = 0
-        self._start = 0.0
+        self._epoch = self._epochs = self._batches = self._done = 0
+        self._made = self._rows = 0
+        """Batches and rows of this epoch that were made here, not before a resume."""
+        self._start = self._last = time.perf_counter()
+        """When the first of them began and the last one ended."""
+        self._between = 0.0
+        """Seconds of the last evaluation."""
 
     def begin_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
         """Start counting."""
-        self._epochs, self._rows, self._start = epochs, 0, time.perf_counter()
+        self._epoch, self._epochs, self._batches, self._done = epoch, epochs, batches, done
+        self._made = self._rows = 0
+        self._start = self._last = time.perf_counter()
 
     def step(self, batches: int, rows: int, loss: float, lr: float) -> None:
-        """Count rows."""
+        """Count batches and rows."""
+        self._made += batches
         self._rows += rows
+        self._last = time.perf_counter()
 
     def end_epoch(self, row: Mapping[str, float]) -> None:
         """The line of an epoch."""
+        self._between = time.perf_counter() - self._last
         values = "  ".join(f"{k} {number(v)}" for k, v in row.items() if k not in ("epoch", "step") and v == v)
         if row["epoch"] == 0:
             self.say(f"before training  {values}")
             return
-        speed = self._rows / max(time.perf_counter() - self._start, 1e-9)
-        self.say(f"epoch {row['epoch']}/{self._epochs}  {values}  {speed:.0f} samples/s{_memory()}")
+        left = f" left {clock(self._seconds_after())}" if self._made and self._epoch < self._epochs else ""
+        self.say(f"epoch {row['epoch']}/{self._epochs}  {values} {self._speed()}{_memory()}{left}")
+
+    def _speed(self) -> str:
+        return f" {self._rows / max(self._last - self._start, 1e-9):.0f} samples/s" if self._made else ""
+
+    def _seconds_of_epoch(self) -> float:
+        """Left of the epoch in progress, as fast as the batches made so far."""
+        return (self._last - self._start) / self._made * (self._batches - self._done - self._made)
+
+    def _seconds_after(self) -> float:
+        """Of the epochs after this one, each with its evaluation."""
+        whole = (self._last - self._start) / self._made * self._batches
+        return (self._epochs - self._epoch) * (whole + self._between)
 
     def say(self, note: str) -> None:
         """Write a line."""
@@ -73,13 +135,16 @@ class BarProgress(LineProgress):
         """Draw on `stream`, stderr if None."""
         super().__init__(stream)
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
+        whole = Column(no_wrap=True)
         self._bar = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
-            TextColumn("eta"), TimeRemainingColumn(compact=True),
-            console=Console(file=self._stream), transient=True,
+            TextColumn("{task.description}", table_column=whole),
+            BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=40, ratio=1)),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[facts]}", table_column=whole),
+            console=Console(file=self._stream), transient=True, expand=True,
         )  # fmt: skip
         self._task: Any = None
 
@@ -91,8 +156,9 @@ class BarProgress(LineProgress):
     def step(self, batches: int, rows: int, loss: float, lr: float) -> None:
         """Move the bar."""
         super().step(batches, rows, loss, lr)
-        speed = self._rows / max(time.perf_counter() - self._start, 1e-9)
-        facts = f"loss {number(loss)} lr {lr:.1e} {speed:.0f} samples/s{_memory()}"
+        epoch = self._seconds_of_epoch()
+        left = f" eta {clock(epoch)} run {clock(epoch + self._between + self._seconds_after())}"
+        facts = f"loss {number(loss)} lr {lr:.1e}{self._speed()}{_memory()}{left}"
         self._bar.update(self._task, advance=batches, facts=facts)
 
     def end_epoch(self, row: Mapping[str, float]) -> None:
@@ -128,6 +194,17 @@ def number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
+def clock(seconds: float) -> str:
+    """Minutes and seconds, from an hour on with the hours.
+
+    >>> clock(75.4), clock(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def resident_bytes() -> int | None:
     """Memory of this process that is in RAM now; None where the system does not tell (only Linux does, as a file)."""
     statm = Path("/proc/self/statm")
@@ -140,4 +217,6 @@ def resident_bytes() -> int | None:
 
 def _memory() -> str:
     size = resident_bytes()
-    return "" if size is None else f" rss {size / 1e9:.1f} GB"
+    if size is None:
+        return ""
+    return f" rss {size / 1e9:.1f} GB" if size >= 1e9 else f" rss {size / 1e6:.0f} MB"

@@ -4,41 +4,62 @@ config.yaml               the effective configuration
 env.json                  versions, device, provider asked for and obtained
 results.csv               one row an epoch; equal for equal runs, so without time and memory
 timings.csv               seconds, samples a second and memory of each epoch
-weights/best.safetensors  trained parameters and running statistics of the best epoch and of the last one
-weights/last.safetensors
+weights/best.safetensors  trained parameters (their averages with `ema`) and running statistics of the best epoch
+weights/last.safetensors  and of the last one
 checkpoints/last/         all that a resumed run needs
 model.onnx                inference model with the best weights
-curves.png                results.csv as a picture, where matplotlib is installed
+metrics.json              how the run ended: asked and obtained, metrics before, at the best epoch and at the last
+confusion_matrix.csv      counts of (label, predicted class) of the best epoch, where a row has one class
+confusion_matrix.png      the same as a picture, and
+curves.png                results.csv as one, where matplotlib is installed
+train.log                 what the run said
+events.out.tfevents.*     for TensorBoard, with `tensorboard`
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from onnxft import __version__
-from onnxft.errors import ArtifactError, ConfigError
-from onnxft.files import new_directory, recover, write_atomically
+from onnxft.errors import ArtifactError, ConfigError, OnnxftError, WriteError
+from onnxft.files import is_part, new_directory, recover, remove_parts, sha256, write_atomically
+from onnxft.runtime.engine import Arrays
 from onnxft.runtime.session import TrainSession
-from onnxft.training.config import TrainConfig, read_yaml
+from onnxft.training.config import TrainConfig
+from onnxft.training.confusion import Confusion
 from onnxft.training.curves import can_plot, plot_curves
+from onnxft.training.warm_start import read_weights
+from onnxft.yaml_file import read_yaml
 
 Row = dict[str, float]
 _POSITION = "loop.json"
+_SUMMARY = "metrics.json"
+_CONFUSION = "confusion_matrix.csv"
+_COMPLETE = "complete.json"
+"""{file of the checkpoint: its SHA-256}, written last: without it a checkpoint is not complete.
+
+That of results.csv is of the rows that were there: after a crash the file may have one more.
+"""
+_RESULTS = "results.csv"
 _FILES = (
-    "model.onnx", "weights/best.safetensors", "weights/last.safetensors", "results.csv", "timings.csv", "curves.png",
-    "config.yaml", "env.json", "checkpoints/last",
+    "model.onnx", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, "results.csv", "timings.csv",
+    "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml", "env.json",
+    "checkpoints/last",
 )  # fmt: skip
 
 
@@ -91,27 +112,59 @@ class Records:
         place = recover(directory / "checkpoints" / "last")
         try:
             position = msgspec.json.decode((place / _POSITION).read_bytes(), type=Position)
-        except FileNotFoundError:
-            raise ArtifactError(f"'{directory}' holds no checkpoint to resume. Begin a new run.") from None
+            complete = msgspec.json.decode((place / _COMPLETE).read_bytes(), type=dict[str, str])
+        except FileNotFoundError as err:
+            raise ArtifactError(
+                f"'{directory}' holds no checkpoint to resume: there is no '{err.filename}'. Begin a new run."
+            ) from None
         except msgspec.MsgspecError as err:
             raise ArtifactError(f"'{place / _POSITION}' is damaged: {err}. Begin a new run.") from err
+        results = complete.pop(_RESULTS, None)
+        # What is there without a digest was put there by somebody else.
+        for name in sorted({*complete, *(file.name for file in place.iterdir())} - {_COMPLETE}):
+            if not (place / name).is_file() or sha256(place / name) != complete.get(name):
+                raise ArtifactError(
+                    f"'{place / name}' is missing, damaged or of another moment than the rest of the checkpoint, so "
+                    "this run cannot be resumed. Begin a new run, from its weights if you like: --weights "
+                    f"{directory / 'weights' / 'last.safetensors'}."
+                )
         session.load_checkpoint(place)
-        tables = (_read(directory / name, position.epoch) for name in ("results.csv", "timings.csv"))
-        return cls(directory, *tables), position
+        records = cls(directory, *(_read(directory / name, position.epoch) for name in (_RESULTS, "timings.csv")))
+        if hashlib.sha256(_table(records.rows)).hexdigest() != results:
+            raise ArtifactError(
+                f"'{directory / _RESULTS}' was changed since the checkpoint, so this run cannot be resumed. Put the "
+                "file back, or begin a new run."
+            )
+        return records, position
 
     def describe(self, config: TrainConfig, session: TrainSession) -> None:
-        """Write config.yaml and env.json, and cut the tables back to what is in memory."""
+        """Write config.yaml and env.json, and cut the tables back to what is in memory.
+
+        What a killed process left half-written goes, and so does the summary of an end that is none now.
+        """
+        remove_parts(self.directory)
         write_atomically(self.directory / "config.yaml", config.to_yaml().encode())
+        (self.directory / _SUMMARY).unlink(missing_ok=True)
         write_atomically(self.directory / "env.json", json.dumps(_environment(session), indent=1).encode())
         if self.rows:
             self._write_tables()
 
-    def save_epoch(self, session: TrainSession, position: Position, row: Row, timing: Row) -> None:
-        """Record a complete epoch: weights, tables, checkpoint."""
-        weights = save({**session.parameters, **session.buffers})
-        write_atomically(self.directory / "weights" / "last.safetensors", weights)
+    def save_epoch(
+        self,
+        session: TrainSession,
+        position: Position,
+        row: Row,
+        timing: Row,
+        weights: Arrays,
+        confusion: Confusion | None,
+    ) -> None:
+        """Record a complete epoch: the weights that were evaluated, tables, checkpoint."""
+        content = save(dict(weights))
+        write_atomically(self.directory / "weights" / "last.safetensors", content)
         if position.best_epoch == position.epoch:
-            write_atomically(self.directory / "weights" / "best.safetensors", weights)
+            write_atomically(self.directory / "weights" / "best.safetensors", content)
+            if confusion is not None:
+                write_atomically(self.directory / _CONFUSION, confusion.to_csv())
         self.rows.append(row)
         self.timings.append(timing)
         self._write_tables()
@@ -125,24 +178,67 @@ class Records:
                 file.replace(beside / file.name)
             (beside / "session").rmdir()
             write_atomically(beside / _POSITION, msgspec.json.encode(position))
+            complete = {file.name: sha256(file) for file in sorted(beside.iterdir())}
+            complete[_RESULTS] = hashlib.sha256(_table(self.rows)).hexdigest()
+            write_atomically(beside / _COMPLETE, msgspec.json.format(msgspec.json.encode(complete)))
 
     def finish(self, session: TrainSession, best_epoch: int) -> None:
-        """Write model.onnx with the best weights, and curves.png where it can be; `session` keeps its weights."""
+        """Write model.onnx with the best weights, and pictures where they can be; `session` keeps its weights."""
         last = {**session.parameters, **session.buffers}
-        session.set_parameters(load((self.directory / "weights" / "best.safetensors").read_bytes()))
+        best, _ = read_weights(str(self.directory / "weights" / "best.safetensors"))
+        session.set_parameters(best)
         session.export_model(self.directory / "model.onnx")
         session.set_parameters(last)
         if can_plot():
             write_atomically(self.directory / "curves.png", plot_curves(self.rows, best_epoch))
+            self._draw_confusion(best_epoch)
+
+    def summarize(self, summary: Mapping[str, object]) -> None:
+        """Write metrics.json; what is not a number there is null."""
+        write_atomically(self.directory / _SUMMARY, json.dumps(_without_nan(summary), indent=1).encode())
 
     @property
     def files(self) -> tuple[str, ...]:
         """What is there, relative to the directory, checkpoints as one."""
-        return tuple(name for name in _FILES if (self.directory / name).exists())
+        found = (sorted(self.directory.glob(name)) for name in _FILES)
+        return tuple(str(path.relative_to(self.directory)) for paths in found for path in paths)
+
+    def _draw_confusion(self, best_epoch: int) -> None:
+        table = self.directory / _CONFUSION
+        if not table.exists():
+            return
+        confusion = Confusion.from_csv(table.read_bytes())
+        if confusion.can_be_drawn:
+            title = f"epoch {best_epoch}: {confusion.counts.sum():,} labels"
+            write_atomically(table.with_suffix(".png"), confusion.to_png(title))
 
     def _write_tables(self) -> None:
         write_atomically(self.directory / "results.csv", _table(self.rows))
         write_atomically(self.directory / "timings.csv", _table(self.timings))
+
+
+@contextmanager
+def keeping(directory: Path) -> Iterator[None]:
+    """A WriteError of the block says how the run goes on; a run that has saved nothing yet leaves nothing behind.
+
+    So what is found wrong before the first step, in the data that is evaluated too, has cost no directory.
+    """
+    existed = directory.exists()
+    missing = [folder for folder in directory.parents if not folder.exists()]
+    try:
+        yield
+    except BaseException as err:
+        place = recover(directory / "checkpoints" / "last")
+        if not existed and not place.exists() and isinstance(err, OnnxftError):
+            shutil.rmtree(directory, ignore_errors=True)
+            for folder in missing:
+                with suppress(OSError):  # what another run has begun to fill stays
+                    folder.rmdir()
+        if not isinstance(err, WriteError):
+            raise
+        whole = f"The checkpoint '{place}' is whole" if place.exists() else "Nothing was trained yet"
+        go_on = f"go on with --resume --run {directory}" if place.exists() else "begin again"
+        raise WriteError(err.path, err.reason, f"{whole}: make room, then {go_on}.") from err
 
 
 def saved_config(directory: Path) -> TrainConfig:
@@ -153,9 +249,16 @@ def saved_config(directory: Path) -> TrainConfig:
     return TrainConfig.from_mapping(read_yaml(path), f"'{path}'")
 
 
+def is_blank(directory: Path) -> bool:
+    """Whether a run was killed before its first checkpoint, so that nothing is lost when it begins once more."""
+    results = directory / "results.csv"
+    lines = results.read_bytes().count(b"\n") if results.exists() else 0
+    return not recover(directory / "checkpoints" / "last").exists() and lines <= 2
+
+
 def require_new(directory: Path) -> None:
-    """ConfigError if anything is in the directory."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    """ConfigError if anything is in the directory, but for what was killed before it was written."""
+    if directory.exists() and (not directory.is_dir() or any(not is_part(entry) for entry in directory.iterdir())):
         raise ConfigError(
             f"'{directory}' exists already, and a run never writes into another. "
             "Add --resume to continue that run, or name another directory with --run."
@@ -189,16 +292,31 @@ def _table(rows: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def _read(path: Path, last_epoch: int) -> list[Row]:
-    """The rows of a table up to an epoch."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if row["epoch"] <= last_epoch]
+    """The rows of a table for the epochs from 0 to the last; ArtifactError where they are not there."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        kept = [row for row in rows if row["epoch"] <= last_epoch]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as err:
+        raise ArtifactError(f"'{path}' is missing or damaged ({err!r}), so this run cannot be resumed.") from err
+    if [row["epoch"] for row in kept] != list(range(last_epoch + 1)):
+        raise ArtifactError(
+            f"'{path}' has not one row for each epoch from 0 to {last_epoch}, so this run cannot be resumed."
+        )
+    return kept
 
 
 def _number(text: str) -> float:
     if not text:
         return math.nan
     return int(text) if text.isdecimal() else float(text)
+
+
+def _without_nan(value: object) -> object:
+    """JSON has neither NaN nor infinity."""
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment(session: TrainSession) -> dict[str, object]:

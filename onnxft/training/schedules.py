@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 ONECYCLE_RISE = 0.3
 """Fraction of all updates in which a one-cycle rises, unless told otherwise (torch's `pct_start`)."""
+STEP_GAMMA = 0.1
+"""Factor of a step unless told otherwise (torch's `gamma`)."""
 _ONECYCLE_START = 1 / 25
 _ONECYCLE_END = _ONECYCLE_START / 1e4
 
@@ -41,29 +43,41 @@ def onecycle(t: int, T: int, rise: float = ONECYCLE_RISE) -> float:
     return _between(_ONECYCLE_START, 1.0, t / top if top > 0 else 1.0)
 
 
+def step(epoch: int, size: int, gamma: float) -> float:
+    """F = gamma ^ floor(epoch / size)      (StepLR, stepped after each epoch; 0 is the first)"""
+    return gamma ** (epoch // size)
+
+
 def _between(a: float, b: float, p: float) -> float:
     """B + (a - b) (1 + cos(pi p)) / 2"""
     return b + (a - b) * (1 + math.cos(math.pi * p)) / 2
 
 
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
-    "onecycle": onecycle,
-}
+_LAID_OUT: dict[str, Callable[[int, int], float]] = {"constant": constant, "linear": linear, "cosine": cosine}
+SCHEDULES = (*_LAID_OUT, "onecycle", "step")
 
 
-def factor(schedule: str, t: int, T: int, warmup: float | None = None) -> float:
-    """Factor of the learning rate for update `t` of `T`.
+def factor(
+    schedule: str,
+    t: int,
+    T: int,
+    warmup: float | None = None,
+    *,
+    epoch: int = 0,
+    size: int = 1,
+    gamma: float = STEP_GAMMA,
+) -> float:
+    """Factor of the learning rate for update `t` of `T`; `epoch`, `size` and `gamma` are those of `step`.
 
     `warmup` is the fraction of all updates in which the rate rises. In a one-cycle it is the rise itself. Before the
     other schedules the rate grows linearly over n = round(warmup * T) updates, f = (t + 1) / (n + 1), and the schedule
-    fills the rest (SequentialLR of LinearLR(1 / (n + 1), total_iters=n) and the schedule).
+    fills the rest (SequentialLR of LinearLR(1 / (n + 1), total_iters=n) and the schedule). Only a step keeps to the
+    epochs of the run: there the two factors are multiplied (ChainedScheduler).
     """
     if schedule == "onecycle":
         return onecycle(t, T, ONECYCLE_RISE if warmup is None else warmup)
     n = round((warmup or 0.0) * T)
-    if t < n:
-        return (t + 1) / (n + 1)
-    return SCHEDULES[schedule](t - n, T - n)
+    rise = (t + 1) / (n + 1) if t < n else 1.0
+    if schedule == "step":
+        return rise * step(epoch, size, gamma)
+    return rise if t < n else _LAID_OUT[schedule](t - n, T - n)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from training_fake_session import FakeSession, make_manifest, make_rows
 
+from onnxft.data.arrays import ArrayDataset
 from onnxft.training.config import TrainConfig
-from onnxft.training.data import Dataset
+from onnxft.training.curves import can_plot
 from onnxft.training.loop import train
 
 
@@ -27,13 +28,26 @@ class Runner:
         val = make_rows(9, seed=1) if val == "same kind" else val
         return train(
             self.session,
-            Dataset(data, "the training data"),
-            None if val is None else Dataset(val, "the validation data"),
+            ArrayDataset(data, "the training data"),
+            None if val is None else ArrayDataset(val, "the validation data"),
             options,
             self.root / name,
             progress,
             resume=resume,
         )
+
+
+@pytest.fixture
+def drawn():
+    """For a test that wants the pictures of its runs."""
+    return can_plot()
+
+
+@pytest.fixture(autouse=True)
+def not_drawn(request, monkeypatch):
+    """Pictures take longer than a whole run of the fake session."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("onnxft.training.records.can_plot", lambda: False)
 
 
 @pytest.fixture

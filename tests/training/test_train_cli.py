@@ -11,11 +11,12 @@ import yaml
 from click.testing import CliRunner
 from training_fake_session import FakeSession, make_manifest, make_rows
 
-from onnxft.cli.train import _banner, train
+from onnxft.cli.train import train
+from onnxft.cli.train_text import banner
 from onnxft.errors import ArtifactError, ConfigError, DataError
 from onnxft.manifest import Buffer
 from onnxft.runtime.engine import Placement
-from onnxft.training import loop
+from onnxft.training import loop, opening
 from onnxft.training.config import TrainConfig
 
 RUNS = Path("runs")
@@ -30,7 +31,7 @@ class Bench:
         (root / "linear" / "manifest.json").write_bytes(make_manifest().to_json())
         np.savez(root / "train.npz", **make_rows(17))
         np.savez(root / "val.npz", **make_rows(9, seed=1))
-        monkeypatch.setattr(loop, "TrainSession", self.open)
+        monkeypatch.setattr(opening, "TrainSession", self.open)
         monkeypatch.chdir(root)
 
     def open(self, artifact, provider, *, threads, batch_size, dimensions, seed):
@@ -64,7 +65,8 @@ def test_a_run_says_what_runs_what_changed_and_what_is_next(command):
     result = command("--epochs", "2", "--lr", "0.1", "--threads", "1", "--seed", "4")
     assert result.exit_code == 0
     for words in (
-        "cpu -> cpu", "7 nodes on cpu", "12 / 20 (60.0%)", "threads    1", "17 rows in batches of 5",
+        "cpu -> cpu", "7 nodes on cpu", "12 / 20 (60.0%)", "threads    1", "17 rows of 'train.npz' in 4 batches of 5",
+        "evaluated  9 rows of 'val.npz'",
         "before", "balanced_accuracy", "<- chose the best epoch", str(RUNS / "linear-1" / "model.onnx"),
         "Next: onnxft bench linear --provider cpu",
     ):  # fmt: skip
@@ -169,8 +171,25 @@ def test_resume_refuses_another_option(command):
 
 def test_rows_left_out_for_trained_batch_norm_are_counted_with_the_reason(capsys):
     manifest = replace(make_manifest(), buffers=(Buffer("norm.mean", (3,), "float32", "mean", "norm", ("batch",)),))
-    _banner(loop.Start(manifest, Placement("cpu", "cpu"), TrainConfig(), RUNS / "linear-1", 5, 17, 2))
+    banner(
+        loop.Start(
+            manifest, Placement("cpu", "cpu"), TrainConfig(), RUNS / "linear-1", 5, "'x'", 17, 4, 2, None, None, ()
+        )
+    )
     assert (
         "2 rows of each epoch are left out: BatchNorm 'norm' trains on the statistics of the batch, which padding or "
         "weights would falsify, so a short batch cannot be padded"
     ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--lr-factor", "--decay"])
+def test_an_unknown_group_is_refused_before_anything_is_written(command, flag):
+    with pytest.raises(ConfigError, match="names the parameter group 'head', which 'linear' has not"):
+        command(flag, "head=0.1")
+    assert not RUNS.exists()
+
+
+def test_a_group_without_number_is_a_usage_error(command):
+    result = command("--lr-factor", "head")
+    assert result.exit_code == 2
+    assert "'head' is not of the form KEY=NUMBER" in result.output

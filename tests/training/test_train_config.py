@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from onnxft.errors import ConfigError
-from onnxft.training.config import TrainConfig, read_yaml, resumed
+from onnxft.training.config import TrainConfig, resumed
+from onnxft.yaml_file import read_yaml
 
 BAD = [
     ({"epochs": 0}, ["epochs is 0", "at least 1"]),
@@ -21,6 +22,11 @@ BAD = [
     ({"dimensions": {"sequence": "long"}}, ["dimensions"]),
     ({"patience": 0}, ["patience is 0"]),
     ({"schedule": "cosin"}, ["'cosin'", "Did you mean 'cosine'"]),
+    ({"schedule": "step"}, ["needs step_size"]),
+    ({"schedule": "step", "step_size": 0}, ["step_size is 0"]),
+    ({"schedule": "step", "step_size": 2, "gamma": 0.0}, ["gamma is 0.0"]),
+    ({"step_size": 2}, ["step_size", "schedule is constant"]),
+    ({"schedule": "cosine", "gamma": 0.5}, ["gamma", "schedule is cosine"]),
     ({"metric": "balanced_acuracy"}, ["Did you mean 'balanced_accuracy'"]),
     ({"epoch": 3}, ["unknown key 'epoch'", "Did you mean 'epochs'"]),
     ({3: 3}, ["unknown key 3"]),

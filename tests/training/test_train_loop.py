@@ -3,17 +3,20 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from training_fake_session import FakeSession, make_manifest, make_rows
+from training_fake_session import FakeSession, StopAfter, make_manifest, make_rows
 
+from onnxft.data.arrays import ArrayDataset
 from onnxft.errors import ArtifactError, ConfigError, DataError, DivergedError
-from onnxft.training.config import TrainConfig, read_yaml
-from onnxft.training.progress import Progress
+from onnxft.manifest import Parameter, ParameterGroup
+from onnxft.training.config import TrainConfig
+from onnxft.training.plan import Plan
+from onnxft.yaml_file import read_yaml
 
 FAST = {"lr": 0.1, "epochs": 3}
 
@@ -21,18 +24,6 @@ FAST = {"lr": 0.1, "epochs": 3}
 def table(run, name="results.csv"):
     with (run.directory / name).open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-class StopAfter(Progress):
-    """Presses Ctrl-C once, during the given update."""
-
-    def __init__(self, update):
-        self.update = update
-
-    def step(self, batches, rows, loss, lr):
-        self.update -= 1
-        if self.update == 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_learns_and_records_itself(run_loop):
@@ -44,6 +35,7 @@ def test_a_run_learns_and_records_itself(run_loop):
     assert float(rows[3]["loss"]) < float(rows[1]["loss"])
     assert set(rows[0]) == {
         "epoch", "step", "lr", "loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1",
+        "val_auc",
     }  # fmt: skip
     assert (run.end, run.split, run.metric, run.epochs) == ("complete", "val", "balanced_accuracy", 3)
     assert run.after["balanced_accuracy"] > run.before["balanced_accuracy"]
@@ -186,9 +178,38 @@ def test_an_evaluation_that_is_not_finite_stops_before_saving(run_loop):
     assert np.isfinite(load_file(run_loop.root / "run" / "weights" / "last.safetensors")["weight"]).all()
 
 
+@pytest.mark.parametrize(
+    ("config", "lrs", "decays"),
+    [
+        ({"lr_factors": {"head": 0.5}}, {"default": 0.1, "head": 0.05, "free": 0.2}, (0.01, 0.3, 0.0)),
+        ({"weight_decays": {"free": 0.4}}, {"default": 0.1, "head": 0.1, "free": 0.2}, (0.01, 0.3, 0.4)),
+        ({"weight_decays": {"free": 0.4}, "weight_decay": 0.2}, None, (0.2, 0.3, 0.4)),
+    ],
+)
+def test_groups_have_rates_of_their_own(config, lrs, decays):
+    manifest = replace(
+        make_manifest(),
+        parameters=tuple(Parameter(g, (4, 3), "float32", g) for g in ("default", "head", "free")),
+        parameter_groups=(ParameterGroup("head", 1.0, 0.3), ParameterGroup("free", 2.0, 0.0)),
+    )
+    plan = Plan.make(FakeSession(manifest), ArrayDataset(make_rows(17)), None, TrainConfig(lr=0.1, **config))
+    rates = plan.rates(3)
+    assert lrs is None or rates[0] == pytest.approx(lrs)
+    assert tuple(rates[1].values()) == decays
+
+
+def test_without_options_the_session_makes_the_rates():
+    plan = Plan.make(
+        FakeSession(make_manifest()), ArrayDataset(make_rows(17)), None, TrainConfig(lr=0.1, weight_decay=0.2)
+    )
+    assert plan.rates(3) == (0.1, 0.2)
+
+
 REFUSED = {
     "metric of another loss": ({"metric": "mae"}, ConfigError, ["'mae'", "cross_entropy"]),
-    "auc of four classes": ({"metric": "auc"}, ConfigError, ["'auc'"]),
+    "metric of several labels": ({"metric": "micro_f1"}, ConfigError, ["'micro_f1'"]),
+    "unknown group": ({"lr_factors": {"defalt": 0.1}}, ConfigError, ["'defalt'", "Did you mean 'default'?"]),
+    "unknown group of a decay": ({"weight_decays": {"head": 0.1}}, ConfigError, ["weight_decays", "'head'"]),
     "batch larger than data": ({"batch_size": 18}, DataError, ["17 rows", "18", "the training data"]),
     "accumulate beyond an epoch": ({"accumulate": 5}, ConfigError, ["accumulate 5", "4 batches", "batch_size 5"]),
     "warm-up below one update": ({"warmup": 0.01}, ConfigError, ["warmup 0.01", "epochs 10"]),

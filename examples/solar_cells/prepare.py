@@ -1,4 +1,4 @@
-"""Write the ELPV photographs of solar cells as `.npz` files to train on, to choose by, and to judge by.
+"""Write the ELPV photographs of solar cells as folders of pictures to train on, to choose by, and to judge by.
 
 A cell is defective where its defect probability is at least 0.5. A quarter is held back for the judgement
 alone; an eighth of the rest chooses the best epoch. Each part has both classes in equal shares. The
@@ -14,16 +14,7 @@ import numpy as np
 from elpv_dataset.utils import load_dataset
 from PIL import Image
 
-SIZE = 128
-
-
-def load() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (2624, 3, 128, 128) as the model was pretrained, (x - 127) / 128, and labels (2624,)."""
-    images, probability, _ = load_dataset()
-    small = [np.asarray(Image.fromarray(i).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for i in images]
-    grey = (np.stack(small).astype(np.float32) - 127) / 128
-    # 8-bit values fit float16 exactly, which halves the files; the three channels are the same grey.
-    return np.repeat(grey[:, None].astype(np.float16), 3, axis=1), (probability >= 0.5).astype(np.int64)
+CLASSES = ("intact", "defective")
 
 
 def split(labels: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -40,12 +31,15 @@ def split(labels: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def main(folder: Path) -> None:
-    """Write train.npz, val.npz and test.npz."""
-    images, labels = load()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in split(labels).items():
-        np.savez(folder / f"{name}.npz", inputs=images[rows], labels=labels[rows])
-        print(f"Wrote {folder / name}.npz: {len(rows)} cells, {labels[rows].mean():.1%} defective")
+    """Write <part>/<class>/<number>.png for the parts train, val and test."""
+    images, probability, _ = load_dataset()
+    labels = (probability >= 0.5).astype(np.int64)
+    for part, rows in split(labels).items():
+        for name in CLASSES:
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            Image.fromarray(images[row]).save(folder / part / CLASSES[labels[row]] / f"{row:04}.png")
+        print(f"Wrote {folder / part}: {len(rows)} cells, {labels[rows].mean():.1%} defective")
 
 
 if __name__ == "__main__":

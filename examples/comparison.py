@@ -1,0 +1,55 @@
+"""What the demos share: the linear probe that a tuned model must beat, and the table of the seeds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from onnxft.training.metrics import accuracy, balanced_accuracy
+
+CONSOLE = Console(highlight=False)
+
+
+def linear_probe(
+    train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], test: np.ndarray
+) -> np.ndarray:
+    """Classes of `test` by a logistic regression on frozen features (rows, features).
+
+    `train` and `val` are (features, labels). Balanced accuracy on `val`, which also chooses the epoch of the tuned
+    model, chooses the regularization; then all that was seen is fitted.
+    """
+
+    def fitted(c: float, x: np.ndarray, labels: np.ndarray) -> Pipeline:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x, labels)
+
+    best = max(np.logspace(-5, 0, 6), key=lambda c: balanced_accuracy(val[1], fitted(c, *train).predict(val[0])))
+    return fitted(best, *(np.concatenate(parts) for parts in zip(train, val, strict=True))).predict(test)
+
+
+def measure(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Accuracy and balanced accuracy."""
+    return {"accuracy": accuracy(labels, predicted), "balanced accuracy": balanced_accuracy(labels, predicted)}
+
+
+def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A table with a line for each way."""
+    table = Table("", *next(iter(rows.values())), title=title)
+    for name, values in rows.items():
+        table.add_row(name, *(f"{v:.1%}" for v in values.values()))
+    CONSOLE.print(table)
+
+
+def judge(probe: float, tuned: Sequence[float]) -> None:
+    """Say whether the tuned models beat the probe in the mean; exit code 1 where they do not."""
+    mean = float(np.mean(tuned))
+    each = ", ".join(f"{t:.1%}" for t in tuned)
+    CONSOLE.print(f"Balanced accuracy: linear probe {probe:.1%}, fine-tuned {mean:.1%} (mean of {each}).")
+    if mean <= probe:
+        sys.exit(f"The tuned model does not beat the linear probe ({mean - probe:+.1%} balanced accuracy).")

@@ -37,7 +37,7 @@ from onnxft.training.records import (
     saved_config,
 )
 from onnxft.training.tensorboard import EventFiles, require_tensorboard
-from onnxft.training.warm_start import read_weights, require_fit
+from onnxft.training.warm_start import begin_with
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,11 @@ def train(
         )
     plan = Plan.make(session, data, val, config)
     anew = not resume or is_blank(run_dir)
-    values, digest = read_weights(config.weights) if anew and config.weights is not None else ({}, None)
-    weights = None if digest is None else require_fit(session, values, str(config.weights))
+    weights, begun = None, dict(plan.origin)
+    if anew and config.weights is not None:
+        weights, begun["weights"] = begin_with(session, config.weights)
     if announce is not None:
         announce(_start(session, plan, run_dir, weights))
-    if values:
-        session.set_parameters(values)
-    begun = {**plan.origin, **({} if digest is None else {"weights": digest})}
     with keeping(run_dir):
         if resume:
             records, position = _resume(session, plan, run_dir, begun)

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -86,10 +87,15 @@ class Plan:
             )
         return plan
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Updates made at the end of each epoch."""
+        return list(accumulate(-(-count // self.config.accumulate) for count in self.batches))
+
     @property
     def updates(self) -> int:
         """Updates of the whole run."""
-        return sum(-(-count // self.config.accumulate) for count in self.batches)
+        return self._ends[-1]
 
     def require_origin(self, position: Position, run_dir: Path) -> None:
         """ArtifactError unless the run was begun with this artifact and this data."""
@@ -123,11 +129,10 @@ class Plan:
     def lr(self, step: int) -> float:
         """Learning rate of update `step`, 0 for the first."""
         config = self.config
-        ends = accumulate(-(-count // config.accumulate) for count in self.batches)
         gamma = STEP_GAMMA if config.gamma is None else config.gamma
         return config.lr * factor(
             config.schedule, step, self.updates, config.warmup,
-            epoch=bisect_right(list(ends), step), size=config.step_size or 1, gamma=gamma,
+            epoch=bisect_right(self._ends, step), size=config.step_size or 1, gamma=gamma,
         )  # fmt: skip
 
     def rates(self, step: int) -> tuple[Rate, Rate | None]:

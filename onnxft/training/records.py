@@ -55,9 +55,9 @@ _COMPLETE = "complete.json"
 
 That of results.csv is of the rows that were there: after a crash the file may have one more.
 """
-_RESULTS = "results.csv"
+_RESULTS, _TIMINGS = "results.csv", "timings.csv"
 _FILES = (
-    "model.onnx", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, "results.csv", "timings.csv",
+    "model.onnx", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _RESULTS, _TIMINGS,
     "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml", "env.json",
     "checkpoints/last",
 )  # fmt: skip
@@ -129,7 +129,7 @@ class Records:
                     f"{directory / 'weights' / 'last.safetensors'}."
                 )
         session.load_checkpoint(place)
-        records = cls(directory, *(_read(directory / name, position.epoch) for name in (_RESULTS, "timings.csv")))
+        records = cls(directory, *(_read(directory / name, position.epoch) for name in (_RESULTS, _TIMINGS)))
         if hashlib.sha256(_table(records.rows)).hexdigest() != results:
             raise ArtifactError(
                 f"'{directory / _RESULTS}' was changed since the checkpoint, so this run cannot be resumed. Put the "
@@ -213,8 +213,8 @@ class Records:
             write_atomically(table.with_suffix(".png"), confusion.to_png(title))
 
     def _write_tables(self) -> None:
-        write_atomically(self.directory / "results.csv", _table(self.rows))
-        write_atomically(self.directory / "timings.csv", _table(self.timings))
+        write_atomically(self.directory / _RESULTS, _table(self.rows))
+        write_atomically(self.directory / _TIMINGS, _table(self.timings))
 
 
 @contextmanager
@@ -251,7 +251,7 @@ def saved_config(directory: Path) -> TrainConfig:
 
 def is_blank(directory: Path) -> bool:
     """Whether a run was killed before its first checkpoint, so that nothing is lost when it begins once more."""
-    results = directory / "results.csv"
+    results = directory / _RESULTS
     lines = results.read_bytes().count(b"\n") if results.exists() else 0
     return not recover(directory / "checkpoints" / "last").exists() and lines <= 2
 

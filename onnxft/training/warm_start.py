@@ -61,8 +61,16 @@ def require_fit(session: TrainSession, values: dict[str, Array], source: str) ->
     return f"{source}: {len(values)} of {len(own)} values{rest}"
 
 
-def begin_with(session: TrainSession, source: str) -> None:
-    """Put the weights of `source` in the session; ArtifactError where they do not fit."""
-    values, _ = read_weights(source)
-    require_fit(session, values, source)
+def begin_with(session: TrainSession, source: str) -> tuple[str, str]:
+    """Put the weights of `source` in the session.
+
+    Returns:
+        Which part of what is trained they are, and the SHA-256 of their file.
+
+    Raises:
+        ArtifactError: there are no such weights, or they do not fit; nothing is changed then.
+    """
+    values, digest = read_weights(source)
+    fit = require_fit(session, values, source)
     session.set_parameters(values)
+    return fit, digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from onnxft.data.dataset import Array, Batch
 from onnxft.errors import DataError
 from onnxft.manifest import LABELS, Manifest
+from onnxft.memory import physical_memory
 from onnxft.runtime.batches import check_batch
 from onnxft.runtime.evaluation import data_ports
 
@@ -70,7 +72,7 @@ class ArrayDataset:
         """Read an `.npz` file, without pickle. All of it is in memory then: arrays of an archive cannot be mapped.
 
         Raises:
-            DataError: the file is missing, is no `.npz`, or holds Python objects.
+            DataError: the file is missing, is no `.npz`, holds Python objects, or more than the memory does.
         """
         if path.suffix != ".npz":
             raise DataError(
@@ -79,10 +81,11 @@ class ArrayDataset:
         try:
             # Opened here, because numpy leaves a damaged archive open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                _require_memory(path, sum(member.file_size for member in archive.zip.infolist()))
                 return cls({name: archive[name] for name in archive.files}, f"'{path}'")
         except FileNotFoundError:
             raise DataError(f"there is no data file '{path}'.") from None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
+        except (TypeError, ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as err:
             raise DataError(
                 f"'{path}' cannot be read as .npz: {err}. Write it with numpy.savez, from arrays of numbers."
             ) from err
@@ -111,3 +114,13 @@ class ArrayDataset:
             digest.update(f"{name} {array.dtype} {array.shape};".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+def _require_memory(path: Path, size: int) -> None:
+    """DataError where the arrays, in bytes, are more than the memory: a small archive may unpack to anything."""
+    memory = physical_memory()
+    if memory is not None and size > memory:
+        raise DataError(
+            f"'{path}' unpacks to {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:.1f} GB of memory. "
+            "Divide it, or read it in parts by code (module:function)."
+        )

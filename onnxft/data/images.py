@@ -8,7 +8,6 @@ the interpreter's lock; small ones are kept for the next epoch.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -26,6 +25,7 @@ from onnxft.data.preprocess import picture_port, preprocess_for
 from onnxft.errors import DataError
 from onnxft.files import sha256
 from onnxft.manifest import LABELS, Manifest
+from onnxft.memory import physical_memory
 from onnxft.runtime.batches import check_batch
 from onnxft.runtime.evaluation import data_ports
 
@@ -222,8 +222,5 @@ class _Kept:
 
 @cache
 def _memory_limit() -> int:
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not told on every system
-        return _LARGEST_MEMORY // 8
-    return min(_LARGEST_MEMORY, memory // 8)
+    memory = physical_memory()
+    return _LARGEST_MEMORY // 8 if memory is None else min(_LARGEST_MEMORY, memory // 8)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import numpy as np
 
 from onnxft.data.dataset import Batch, Dataset
 from onnxft.data.sampler import Chosen, Sampler
+from onnxft.manifest import SAMPLE_WEIGHTS
+from onnxft.runtime.processes import Share
+
+T = TypeVar("T")
 
 _AHEAD = 2
 """Batches that each thread has ready or in work."""
@@ -18,6 +26,9 @@ _AHEAD = 2
 
 class Loader(Protocol):
     """The batches of a run."""
+
+    waited: float
+    """Seconds for which whoever iterates has waited for batches so far."""
 
     @property
     def source(self) -> str:
@@ -27,11 +38,6 @@ class Loader(Protocol):
     @property
     def rows(self) -> int | None:
         """Rows of an epoch; None: not known."""
-        ...
-
-    @property
-    def waited(self) -> float:
-        """Seconds for which whoever iterates has waited for batches so far."""
         ...
 
     def count(self, epoch: int) -> int:
@@ -51,6 +57,41 @@ class Loader(Protocol):
         ...
 
 
+def read_ahead(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
+    """The results of calls in their order, made by threads before they are asked for; with 0 workers, when they are.
+
+    What a call raises comes at its place. No thread outlives the iteration.
+    """
+    following = iter(calls)
+    if not workers:
+        for call in following:
+            yield call()
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxft-data")
+    ahead: deque[Future[T]] = deque()
+    try:
+        ahead.extend(pool.submit(call) for call in islice(following, _AHEAD * workers))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(call) for call in islice(following, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def timed(batches: Iterator[T], loader: Loader) -> Iterator[T]:
+    """The batches; how long each is waited for is added to `loader.waited`."""
+    while True:
+        started = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        finally:
+            loader.waited += time.perf_counter() - started
+        yield batch
+
+
 class RowLoader:
     """The rows that a sampler chooses from a data set, read by threads; batches do not depend on how many."""
 
@@ -63,6 +104,7 @@ class RowLoader:
         open_dimension: str | None = None,
         training: bool = True,
         workers: int = 1,
+        share: Share | None = None,
     ) -> None:
         """Hold what to read.
 
@@ -73,9 +115,11 @@ class RowLoader:
             open_dimension: the one whose size is the bucket of a batch.
             training: whether rows are augmented.
             workers: threads that read ahead; 0 reads when a batch is asked for.
+            share: which rows of each batch are read, where several processes train; None: all.
         """
         self.data, self.sampler = data, sampler
         self._sizes, self._open_dimension, self._training, self._workers = sizes, open_dimension, training, workers
+        self._share = share or Share(size=sampler.size)
         self.source, self.rows, self.waited = data.source, len(data), 0.0
 
     def count(self, epoch: int) -> int:
@@ -84,23 +128,9 @@ class RowLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on; no thread outlives the iteration."""
-        chosen = iter(self.sampler.batches(epoch)[start:])
-        if not self._workers:
-            for one in chosen:
-                yield self._timed(lambda one=one: self._read(one, epoch))  # type: ignore[misc]
-            return
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="onnxft-data")
-        ahead: deque[Future[Batch]] = deque()
-        try:
-            for one in islice(chosen, _AHEAD * self._workers):
-                ahead.append(pool.submit(self._read, one, epoch))
-            while ahead:
-                batch = self._timed(ahead.popleft().result)
-                if (following := next(chosen, None)) is not None:
-                    ahead.append(pool.submit(self._read, following, epoch))
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        reads = (partial(self._read, chosen, epoch) for chosen in self.sampler.batches(epoch)[start:])
+        with closing(read_ahead(reads, self._workers)) as batches:  # type: ignore[type-var]
+            yield from timed(batches, self)
 
     def fingerprint(self) -> str:
         """Of the data."""
@@ -108,11 +138,11 @@ class RowLoader:
 
     def _read(self, chosen: Chosen, epoch: int) -> Batch:
         bucket = {} if chosen.length is None else {self._open_dimension or "": chosen.length}
-        return self.data.read(chosen.rows, sizes={**self._sizes, **bucket}, epoch=epoch if self._training else None)
+        rows = chosen.rows[self._share.place(len(chosen.rows))]
+        batch = self.data.read(rows, sizes={**self._sizes, **bucket}, epoch=epoch if self._training else None)
+        return weightless(batch) if self._share.is_empty(len(chosen.rows)) else batch
 
-    def _timed(self, get: Callable[[], Batch]) -> Batch:
-        started = time.perf_counter()
-        try:
-            return get()
-        finally:
-            self.waited += time.perf_counter() - started
+
+def weightless(batch: Batch) -> Batch:
+    """The batch, none of whose rows counts: the share of a process that has no rows of a short batch."""
+    return {**batch, SAMPLE_WEIGHTS: np.zeros(len(next(iter(batch.values()))), np.float32)}

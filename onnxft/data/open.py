@@ -45,7 +45,7 @@ def open_data(data: Data, manifest: Manifest, options: DataOptions) -> Dataset |
                               "label_columns.")  # fmt: skip
         return open_folder(path, manifest, options)
     if names_code(text):
-        return _without(options, "a source of batches", Stream(text))
+        return _without(options, "a source of batches", Stream(text, ahead=options.workers > 0))
     if path.suffix.lower() == ".npz":
         return _without(options, "an .npz file", ArrayDataset.load(path))
     if path.suffix.lower() in rows.SUFFIXES:

@@ -27,5 +27,7 @@ class DataOptions:
     """Augmentations, by name, in training only."""
     buckets: list[int] = field(default_factory=list)
     """Sizes of the open dimension of text that a batch may have; empty: the one size of the session."""
+    workers: int = 1
+    """Threads that read ahead; the batches of code are made by one at most."""
     artifact: Path | None = None
     """Directory of the artifact, where its own tokenizer.json lies."""

@@ -37,6 +37,8 @@ class Sampler:
     """Whether batches of fewer rows are left out."""
     labels: Array | None = None
     """(rows,) classes that are drawn equally often; None: every row is drawn once an epoch."""
+    ignored: int | None = None
+    """The label whose rows are not drawn where classes are: it is no class, and the loss leaves it out."""
     lengths: Array | None = None
     """(rows,) lengths of texts, which `buckets` divide."""
     buckets: Sequence[int] = field(default=())
@@ -53,7 +55,7 @@ class Sampler:
         """The batches of an epoch in order."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         if self.labels is not None:
-            order = _balanced(self.labels, rng)
+            order = _balanced(self.labels, self.ignored, rng)
         else:
             order = rng.permutation(self.rows) if self.shuffle else np.arange(self.rows)
         if not self.buckets:
@@ -72,9 +74,9 @@ class Sampler:
         return parts[:-1] if parts and self.drop_short and len(parts[-1].rows) < self.size else parts
 
 
-def _balanced(labels: Array, rng: np.random.Generator) -> Array:
+def _balanced(labels: Array, ignored: int | None, rng: np.random.Generator) -> Array:
     """As many rows as there are labels, of each class equally many up to one: all of it in turn, then again."""
-    classes = np.unique(labels)
+    classes = np.unique(labels if ignored is None else labels[labels != ignored])
     wanted = np.full(len(classes), len(labels) // len(classes))
     wanted[rng.permutation(len(classes))[: len(labels) % len(classes)]] += 1
     drawn = []

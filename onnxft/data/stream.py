@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from itertools import repeat, takewhile
 from typing import Any
 
 import numpy as np
 
 from onnxft.data.dataset import Batch
+from onnxft.data.loading import read_ahead, timed
 from onnxft.errors import DataError
 from onnxft.named_code import named_object
 
 
 class Stream:
-    """A loader over the user's batches; nothing is shuffled, divided or read ahead here."""
+    """A loader over the user's batches; nothing is shuffled or divided here."""
 
-    def __init__(self, name: str) -> None:
-        """Import what is named; DataError where it does not exist or is no source of batches."""
-        self.name, self.source, self.waited = name, f"'{name}'", 0.0
+    def __init__(self, name: str, *, ahead: bool = True) -> None:
+        """Import what is named; DataError where it does not exist or is no source of batches.
+
+        `ahead`: a thread makes batches before they are asked for. The code runs in one thread at a time.
+        """
+        self.name, self.source, self.waited, self._ahead = name, f"'{name}'", 0.0, ahead
         self._made = named_object(name, "function or iterable", DataError)
         self._counts: dict[int, int] = {}
         if not callable(self._made) and not isinstance(self._made, Iterable):
@@ -58,23 +64,10 @@ class Stream:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch; DataError where the code raises, or yields something else or another number."""
-        # The schedule is laid out over as many batches as were counted.
-        counted, number = self._counts.get(self._key(epoch)), 0
-        for number, batch in enumerate(self._guarded(self._iterable(epoch)), 1):
-            if counted is not None and number > counted:
-                raise DataError(f"{self.source} yields more than the {counted} batches that it had when counted.")
-            if number <= start:
-                continue
-            if not isinstance(batch, Mapping):
-                raise DataError(
-                    f"{self.source} yields {type(batch).__name__} as batch {number}: a batch is {{name: array}}."
-                )
-            try:
-                yield {str(name): np.asarray(array) for name, array in batch.items()}
-            except (TypeError, ValueError, RuntimeError) as err:
-                raise DataError(f"{self.source} yields in batch {number} what is no array: {err}.") from err
-        if counted is not None and number < counted:
-            raise DataError(f"{self.source} ended after batch {number} of the {counted} that it had when counted.")
+        with closing(self._checked(epoch, start)) as made:  # type: ignore[type-var]
+            calls = repeat(partial(next, made, None))  # None ends them
+            with closing(read_ahead(calls, int(self._ahead))) as batches:  # type: ignore[type-var]
+                yield from timed(takewhile(lambda batch: batch is not None, batches), self)
 
     def fingerprint(self) -> str:
         """Of the name and the batches of the first epoch: what is in them is the user's promise."""
@@ -95,12 +88,30 @@ class Stream:
             raise DataError(f"{self.source} returns {type(made).__name__}, which yields no batches.")
         return made
 
+    def _checked(self, epoch: int, start: int) -> Iterator[Batch]:
+        # The schedule is laid out over as many batches as were counted.
+        counted, number = self._counts.get(self._key(epoch)), 0
+        for number, batch in enumerate(self._guarded(self._iterable(epoch)), 1):
+            if counted is not None and number > counted:
+                raise DataError(f"{self.source} yields more than the {counted} batches that it had when counted.")
+            if number <= start:
+                continue
+            if not isinstance(batch, Mapping):
+                raise DataError(
+                    f"{self.source} yields {type(batch).__name__} as batch {number}: a batch is {{name: array}}."
+                )
+            try:
+                yield {str(name): np.asarray(array) for name, array in batch.items()}
+            except (TypeError, ValueError, RuntimeError) as err:
+                raise DataError(f"{self.source} yields in batch {number} what is no array: {err}.") from err
+        if counted is not None and number < counted:
+            raise DataError(f"{self.source} ended after batch {number} of the {counted} that it had when counted.")
+
     def _guarded(self, made: Iterable[Any]) -> Iterator[Any]:
         """The items; what the user's code raises becomes a DataError with the number of the batch."""
         batches = iter(made)
         number = 0
         while True:
-            started = time.perf_counter()
             number += 1
             try:
                 batch = next(batches)
@@ -108,8 +119,6 @@ class Stream:
                 return
             except Exception as err:
                 raise DataError(f"{self.source} raised {type(err).__name__} at batch {number}: {err}") from err
-            finally:
-                self.waited += time.perf_counter() - started
             yield batch
 
 

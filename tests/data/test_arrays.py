@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from training_fake_session import make_manifest, make_rows
@@ -96,6 +99,40 @@ def test_a_file_that_is_no_archive_is_named(tmp_path, content, word):
         path.write_bytes(content)
     with pytest.raises(DataError, match=word):
         ArrayDataset.load(path)
+
+
+def lying_header(path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + b"123")
+
+
+def lone_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
+def damaged_block(path):
+    np.savez_compressed(path, x=np.arange(1000))
+    content = bytearray(path.read_bytes())
+    content[200:260] = b"\xff" * 60
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("write", [lying_header, lone_array, damaged_block])
+def test_an_archive_that_is_not_what_it_says_is_named(tmp_path, write):
+    write(tmp_path / "cells.npz")
+    with pytest.raises(DataError, match=r"cells\.npz' cannot be read as \.npz"):
+        ArrayDataset.load(tmp_path / "cells.npz")
+
+
+def test_an_archive_larger_than_the_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "cells.npz", x=np.zeros((1000, 500)))
+    monkeypatch.setattr("onnxft.data.arrays.physical_memory", lambda: 3_999_999)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: pytest.fail("it was unpacked"))
+    with pytest.raises(DataError, match=r"cells\.npz' unpacks to 0\.0 GB, and this machine has"):
+        ArrayDataset.load(tmp_path / "cells.npz")
 
 
 def test_python_objects_are_refused(tmp_path):

@@ -61,6 +61,15 @@ def test_classes_are_drawn_equally_often(epoch):
     assert repeats[LABELS == 1].min() >= 2
 
 
+def test_an_ignored_label_is_no_class_to_balance():
+    labels = np.where(np.arange(19) % 4 == 0, -100, LABELS)
+    drawn = np.concatenate([b.rows for b in Sampler(19, 4, labels=labels, ignored=-100).batches(0)])
+    counts = dict(zip(*np.unique(labels[drawn], return_counts=True), strict=True))
+    assert len(drawn) == 19
+    assert set(counts) == {0, 1, 2}
+    assert set(counts.values()) == {6, 7}
+
+
 def test_a_batch_has_texts_of_one_bucket_and_longer_ones_are_in_the_largest():
     sampler = Sampler(13, 3, lengths=LENGTHS, buckets=(16, 4, 8))
     for epoch in (0, 1):

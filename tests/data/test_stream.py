@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,11 @@ def ragged():
 def nothing():
     return 7
 
+def threaded():
+    import threading
+    for batch in made:
+        yield batch | {"thread": threading.current_thread().name}
+
 class Sized:
     def __init__(self, said, given):
         self.said, self.given = said, given
@@ -65,7 +72,7 @@ number, none = 3, []
 @pytest.fixture
 def code(tmp_path):
     (tmp_path / "rows.py").write_text(CODE, encoding="utf-8")
-    return lambda name: Stream(f"{tmp_path / 'rows.py'}:{name}")
+    return lambda name, ahead=True: Stream(f"{tmp_path / 'rows.py'}:{name}", ahead=ahead)
 
 
 def firsts(batches):
@@ -81,6 +88,21 @@ def test_a_list_or_a_function_yields_batches(code, name):
     assert firsts(stream.batches(0, 3)) == [3]
     assert all(isinstance(b["labels"], np.ndarray) for b in stream.batches(0))
     assert stream.rows is None
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_one_thread_makes_batches_ahead_and_ends_with_them(code, ahead):
+    stream = code("threaded", ahead)
+    batches = stream.batches(0)
+    assert firsts([next(batches)]) == [0]
+    names = {t.name.split("_")[0] for t in threading.enumerate()}
+    assert ("onnxft-data" in names) == ahead
+    batches.close()
+    assert "onnxft-data" not in {t.name.split("_")[0] for t in threading.enumerate()}
+    made = {str(batch["thread"]) for batch in stream.batches(0)}
+    assert len(made) == 1
+    assert made.pop().startswith("onnxft-data") == ahead
+    assert stream.waited > 0
 
 
 def test_a_function_may_take_the_epoch(code):

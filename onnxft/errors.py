@@ -42,6 +42,8 @@ class OnnxftError(Exception):
     """Base of all errors that name a thing, a reason and a next step."""
 
     exit_status = ExitStatus.INTERNAL
+    told: bool | None = None
+    """Whether another process of the run shows it; None: it is not one with which several processes end."""
 
 
 class ModelError(OnnxftError):

@@ -11,17 +11,19 @@ from typing import Any, Self
 class Interrupt:
     """Inside the block, the first Ctrl-C sets `asked`; the second one ends at once, as it does elsewhere.
 
+    `terminated` takes SIGTERM for the same wish: what mpirun makes of Ctrl-C.
     Python hands signals to the main thread only: in any other one `asked` stays False.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, terminated: bool = False) -> None:
         """Nothing is asked yet."""
         self.asked = False
-        self._before: Any = None
+        self._signals = (signal.SIGINT, *([signal.SIGTERM] if terminated else []))
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in self._signals}
         return self
 
     def __exit__(
@@ -34,6 +36,6 @@ class Interrupt:
         self._restore()
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from onnxft.data.preprocess import check_preprocessing, prepare
 from onnxft.errors import ConfigError, near
 from onnxft.files import check_replaceable
-from onnxft.manifest import FILE_NAME, Loss, Manifest, Optimizer
+from onnxft.manifest import FILE_NAME, HalfPrecision, Loss, Manifest, Optimizer
 from onnxft.runtime.session import TrainSession
 
 if TYPE_CHECKING:
@@ -45,12 +45,20 @@ class Plan:
         batch_size: int,
         generator: str = "native",
         python: str | None = None,
+        precision: Sequence[str] = (),
     ) -> Manifest:
         """Generate the graphs and write the artifact; see `export`."""
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
         if generator not in GENERATORS:
             raise ConfigError(f"unknown generator '{generator}'.{near(generator, GENERATORS)}")
+        known: tuple[HalfPrecision, ...] = get_args(HalfPrecision)
+        for name in precision:
+            if name not in known:
+                also = " Graphs in float32 are always there." if name == "float32" else near(name, known)
+                raise ConfigError(f"there are no half-precision graphs in '{name}'.{also}")
+        if precision and generator != "native":
+            raise ConfigError(f"precision is for the generator 'native'; '{generator}' computes in float32.")
         check_replaceable(Path(directory), FILE_NAME)
         if generator == "native":
             if python is not None:
@@ -58,8 +66,9 @@ class Plan:
             from onnxft.generators import native
 
             return native.generate(
-                self.forward, self.selection, self.loss, self.optimizer, Path(directory), batch_size=batch_size
-            )
+                self.forward, self.selection, self.loss, self.optimizer, Path(directory), batch_size=batch_size,
+                precisions=[p for p in known if p in precision],
+            )  # fmt: skip
         from onnxft.generators import ort_training
 
         return ort_training.generate(
@@ -175,6 +184,7 @@ def export(
     preprocessing: Mapping[str, Any] | None = None,
     generator: Literal["native", "ort-training"] = "native",
     python: str | None = None,
+    precision: Sequence[str] = (),
 ) -> Path:
     """Export a model as a training artifact.
 
@@ -211,6 +221,8 @@ def export(
         preprocessing: how pictures are made, over what the source says; the keys of `onnxft/data/preprocess.py`.
         generator: `native` (any provider) or `ort-training` (onnxruntime-training, an environment of its own).
         python: interpreter of that environment.
+        precision: `bfloat16`, `float16` or both: graphs that multiply so, for providers that need them typed (CUDA,
+            TensorRT), beside those in float32.
 
     Returns:
         The artifact directory, ready for `TrainSession`.
@@ -233,7 +245,7 @@ def export(
     place = Path(directory) if directory is not None else Path("artifacts") / made.forward.name
     made.write(
         place, batch_size=made.forward.example_rows if batch_size is None else batch_size, generator=generator,
-        python=python,
+        python=python, precision=precision,
     )  # fmt: skip
     return place
 

@@ -24,6 +24,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
         if dimension == BATCH or size < 1:
             yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
     yield from _loss_problems(manifest.loss)
+    yield from _work_problems(manifest)
     names = {p.name for p in manifest.parameters}
     if len(names) != len(manifest.parameters):
         yield "a parameter is listed twice"
@@ -37,9 +38,12 @@ def problems(manifest: Manifest) -> Iterator[str]:
             yield f"the parameter group '{group.name}' has a rate or decay that is out of range"
     if len({t.name for t in manifest.weights}) != len(names) + len(manifest.buffers):
         yield "a running statistic is listed twice, or as a parameter too"
+    for precision, graphs in manifest.half.items():
+        if any(g.precision != precision for g in graphs.values()):
+            yield f"a graph listed under {precision} has another precision"
     shapes = {p.name: p.shape for p in manifest.parameters}
     buffer_shapes = {b.name: b.shape for b in manifest.buffers}
-    for role, graph in manifest.graphs.items():
+    for role, graph in manifest.every_graph:
         if graph.file not in manifest.files:
             yield f"graph '{role}' names the file '{graph.file}', which has no sha256"
         for port in graph.inputs:
@@ -89,6 +93,14 @@ def _loss_problems(loss: Loss) -> Iterator[str]:
             yield f"the loss has the {name} {list(weights)} for {loss.num_classes} classes"
     if not 0 <= loss.label_smoothing < 1 or not 0 < loss.delta < math.inf:
         yield f"the loss has the label_smoothing {loss.label_smoothing} and the delta {loss.delta}"
+
+
+def _work_problems(manifest: Manifest) -> Iterator[str]:
+    if manifest.work is None:
+        return
+    for name, part in msgspec.to_builtins(manifest.work).items():
+        if min(part.values()) < 0:
+            yield f"the work of '{name}' is {part['flops']} operations and {part['bytes']} bytes: less than none"
 
 
 def _texts(value: object) -> Iterator[str]:

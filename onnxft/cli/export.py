@@ -84,6 +84,10 @@ from onnxft.cli.options import (
 @dimension_option("Default size of an open dimension besides the batch. Repeatable.")
 @click.option("--generator", default="native", show_default=True, metavar="NAME", help="native or ort-training.")
 @click.option("--python", metavar="PATH", help="Interpreter of the ort-training environment.")
+@click.option(
+    "--precision", multiple=True, metavar="NAME",
+    help="bfloat16 or float16: graphs that multiply so, for CUDA and TensorRT, beside float32. Repeatable.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be trained; write nothing.")
 @config_option
 def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any) -> None:
@@ -95,7 +99,7 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     from onnxft.api import plan
     from onnxft.cli.render import artifact_summary, parameter_table, say
 
-    writing = {key: options.pop(key) for key in ("batch_size", "generator", "python")}
+    writing = {key: options.pop(key) for key in ("batch_size", "generator", "python", "precision")}
     options["preprocessing"] = options.pop("preprocess")
     for key in ("optimizer_options", "lr_factors", "weight_decays"):
         options[key] = key_values(options[key])

@@ -52,7 +52,7 @@ def _artifact(directory: Path) -> None:
         say(f"BatchNorm layers that train their running statistics: {names}.\n")
 
     graphs = table("graph", "file", ">size", "precision", "provider", "inputs")
-    for role, graph in sorted(manifest.graphs.items()):
+    for role, graph in sorted(manifest.every_graph, key=lambda pair: (pair[0], pair[1].file)):
         data = ", ".join(
             f"{p.name} {p.dtype}[{', '.join(map(str, p.shape))}]"
             for p in graph.inputs

@@ -11,8 +11,20 @@ import onnxft
 from onnxft.errors import ModelError
 from onnxft.files import sha256, write_atomically
 from onnxft.graph.forward import Forward
-from onnxft.manifest import FILE_NAME, Buffer, ByteRange, GraphFile, GraphRole, Loss, Manifest, Optimizer, Parameter
+from onnxft.manifest import (
+    FILE_NAME,
+    Buffer,
+    ByteRange,
+    GraphFile,
+    GraphRole,
+    HalfPrecision,
+    Loss,
+    Manifest,
+    Optimizer,
+    Parameter,
+)
 from onnxft.step.select import Selection
+from onnxft.step.work import step_work
 
 _PACKAGES = ("onnx", "onnx-ir", "onnxscript")
 
@@ -29,6 +41,7 @@ def describe(
     graphs: dict[GraphRole, GraphFile],
     ranges: Mapping[str, ByteRange],
     versions: Mapping[str, str] | None = None,
+    half: dict[HalfPrecision, dict[GraphRole, GraphFile]] | None = None,
 ) -> Manifest:
     """Write what goes along with the model, and the manifest with the hash of every file; the graphs are there.
 
@@ -43,6 +56,7 @@ def describe(
         graphs: the files of the graphs.
         ranges: {parameter or buffer: its bytes in the inference model}.
         versions: of further packages.
+        half: the files of graphs in lower precisions.
 
     Raises:
         ModelError: a file that goes along has the name of one of the artifact's own.
@@ -72,6 +86,8 @@ def describe(
             **forward.versions,
             **(versions or {}),
         },
+        half=half or {},
+        work=step_work(forward, selection, loss, batch_size),
     )
     manifest.check()
     write_atomically(folder / FILE_NAME, manifest.to_json())

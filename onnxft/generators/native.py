@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,8 +11,18 @@ from onnxft.files import new_directory
 from onnxft.generators.describe import describe
 from onnxft.graph.forward import Forward
 from onnxft.graph.io import save_inference, save_model, save_weights
-from onnxft.manifest import FROZEN_FILE, PARAMETERS_FILE, GraphFile, GraphRole, Loss, Manifest, Optimizer
+from onnxft.manifest import (
+    FROZEN_FILE,
+    PARAMETERS_FILE,
+    GraphFile,
+    GraphRole,
+    HalfPrecision,
+    Loss,
+    Manifest,
+    Optimizer,
+)
 from onnxft.step.build import build_step
+from onnxft.step.precision import LOWERED, lower
 from onnxft.step.select import Selection
 
 
@@ -23,14 +34,16 @@ def generate(
     directory: Path,
     *,
     batch_size: int,
+    precisions: Sequence[HalfPrecision] = (),
 ) -> Manifest:
     """Build the graphs and write the artifact; `directory` appears complete or not at all.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
-        ModelError: the loss does not fit the model.
+        ModelError: the loss does not fit the model, or it multiplies nothing that a precision could lower.
     """
     step = build_step(forward, selection, loss, optimizer)
+    lowered = {precision: {role: lower(step[role], precision) for role in LOWERED} for precision in precisions}
     weights = initial_weights(forward)
     with new_directory(directory) as folder:
         moved = (*selection.trainable, *selection.buffers)
@@ -41,11 +54,18 @@ def generate(
         for role, graph in step.items():
             save_model(graph.model, folder / f"{role}.onnx", places)
             graphs[role] = GraphFile(f"{role}.onnx", graph.inputs, graph.outputs)
+        half: dict[HalfPrecision, dict[GraphRole, GraphFile]] = {precision: {} for precision in lowered}
+        for precision, made in lowered.items():
+            for role, graph in made.items():
+                file = f"{role}.{precision}.onnx"
+                save_model(graph.model, folder / file, places)
+                half[precision][role] = GraphFile(file, graph.inputs, graph.outputs, precision)
         ranges = save_inference(forward.infer, folder / "infer.onnx")
         graphs["infer"] = GraphFile("infer.onnx")
         return describe(
             folder, forward, selection, loss, optimizer,
             generator="native", batch_size=batch_size, graphs=graphs, ranges=ranges,
+            half=half,
         )  # fmt: skip
 
 

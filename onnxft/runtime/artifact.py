@@ -33,7 +33,7 @@ def load_artifact(directory: Path) -> Manifest:
                 f"'{directory / name}' does not match its sha256: it was changed or only partly copied. "
                 "Copy or export the artifact again."
             )
-    for role, graph in manifest.graphs.items():
+    for role, graph in manifest.every_graph:
         if role != "ort_checkpoint":  # of a format of its own, which names no files
             check_graph(directory / graph.file, manifest.files)
     return manifest

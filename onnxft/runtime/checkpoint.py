@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -13,6 +13,7 @@ from onnxft.errors import ArtifactError
 from onnxft.files import check_replaceable, new_directory, recover, sha256, write_atomically
 from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Array, Arrays
+from onnxft.runtime.loss_scale import LossScale
 
 _RECORD = "checkpoint.json"
 _TENSORS = ("parameters.safetensors", "state.safetensors")
@@ -28,6 +29,7 @@ class Checkpoint:
     seed: int
     artifact: str
     optimizer: str
+    loss_scale: LossScale = field(default_factory=LossScale)
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of the tensor files: the mark of completeness."""
 
@@ -44,7 +46,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, parameters: Arrays, sta
         for name, tensors in contents.items():
             write_atomically(beside / name, save(dict(tensors)))
         files = {name: sha256(beside / name) for name in contents}
-        complete = Checkpoint(checkpoint.step_count, checkpoint.seed, checkpoint.artifact, checkpoint.optimizer, files)
+        complete = replace(checkpoint, files=files)
         write_atomically(beside / _RECORD, msgspec.json.format(msgspec.json.encode(complete)))
 
 
@@ -63,6 +65,8 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Array], dict[str,
         raise ArtifactError(f"'{place / _RECORD}' is damaged: {err}.") from err
     if not (0 <= checkpoint.step_count < 2**63 and 0 <= checkpoint.seed < 2**63):
         raise ArtifactError(f"'{place / _RECORD}' is damaged: step_count or seed is out of range.")
+    if not checkpoint.loss_scale.sound or checkpoint.loss_scale.skipped > checkpoint.step_count:
+        raise ArtifactError(f"'{place / _RECORD}' is damaged: no run has the loss scale {checkpoint.loss_scale}.")
     tensors = []
     for name in (*_TENSORS, *([_AVERAGES] if _AVERAGES in checkpoint.files else [])):
         if not (place / name).is_file() or sha256(place / name) != checkpoint.files.get(name):

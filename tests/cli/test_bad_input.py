@@ -285,6 +285,18 @@ BAD_OPTIONS: dict[str, tuple[Prepare, list[str], ExitStatus, str]] = {
     "an option without its schedule": (lambda: None, ["--gamma", "0.5"], ExitStatus.CONFIG, "gamma"),
     "absent provider": (lambda: None, ["--provider", "cuda"], ExitStatus.PROVIDER, "cuda"),
     "unknown provider": (lambda: None, ["--provider", "cup"], ExitStatus.PROVIDER, "Did you mean 'cpu'?"),
+    "unknown precision": (lambda: None, ["--precision", "half"], ExitStatus.CONFIG, "half"),
+    "precision that is not there": (
+        lambda: None, ["--precision", "bfloat16"], ExitStatus.PROVIDER, "'cpu' does not compute in bfloat16",
+    ),
+    "device that is not there": (lambda: None, ["--device", "1"], ExitStatus.PROVIDER, "'cpu' has one device"),
+    "negative device": (lambda: None, ["--device", "-1"], ExitStatus.CONFIG, "device is -1"),
+    "provider option of no provider": (
+        lambda: None, ["--provider-option", "fast=1"], ExitStatus.PROVIDER, "'cpu' takes no options, not fast",
+    ),
+    "provider option of another form": (
+        lambda: None, ["--provider-option", "fast"], ExitStatus.USAGE, "'fast' is not of the form KEY=VALUE",
+    ),
     "malformed YAML": (
         write("c.yaml", "lr: [1\n"), ["--config", "c.yaml"], ExitStatus.CONFIG, "'c.yaml' is not YAML",
     ),

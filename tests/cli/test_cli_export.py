@@ -19,6 +19,7 @@ from onnxft.cli.export import export
 from onnxft.cli.main import main
 from onnxft.errors import ExitStatus
 from onnxft.manifest import Manifest, ParameterGroup
+from onnxft.runtime.artifact import load_artifact
 
 MODELS = Path(__file__).parent.parent / "models.py"
 MLP = f"{MODELS}:mlp"
@@ -203,6 +204,12 @@ def test_a_wrong_file_is_an_error(text: str, code: int, words: str, onnxft_comma
         (["export", MLP, "--optimizer-option", "beta1=2"], ExitStatus.CONFIG, "'beta1' of optimizer 'adamw' is 2.0"),
         (["export", MLP, "--loss-output", "outptu"], ExitStatus.CONFIG, "no output 'outptu'. Did you mean 'output'?"),
         (["export", MLP, "--generator", "ort"], ExitStatus.CONFIG, "unknown generator 'ort'"),
+        (["export", MLP, "--precision", "bf16"], ExitStatus.CONFIG, "in 'bf16'. Did you mean 'bfloat16'?"),
+        (["export", MLP, "--precision", "float32"], ExitStatus.CONFIG, "Graphs in float32 are always there"),
+        (
+            ["export", MLP, "--generator", "ort-training", "--precision", "float16"], ExitStatus.CONFIG,
+            "precision is for the generator 'native'; 'ort-training' computes in float32",
+        ),
         (["export", MLP, "--class", "a"], ExitStatus.CONFIG, "1 class names were given, the model has 5 classes"),
         (["export", MLP, "--out", "."], ExitStatus.ARTIFACT, "cannot be replaced as a whole"),
     ],
@@ -318,3 +325,19 @@ def test_a_dimension_of_another_form_is_a_usage_error(onnxft_command: Command, g
     done = onnxft_command("export", MLP, "--dynamic", given)
     assert done.code == ExitStatus.USAGE
     assert f"'{given}' is not of the form INPUT:AXIS=NAME" in done.err
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_half_precision_has_files_beside_those_of_float32(onnxft_command: Command) -> None:
+    plain, both = onnxft_command("export", MLP, "--out", "plain"), onnxft_command(
+        "export", MLP, "--out", "both", "--precision", "float16", "--precision", "bfloat16"
+    )  # fmt: skip
+    assert (plain.code, both.code) == (0, 0)
+    manifests = [Manifest.load(Path(place)) for place in ("plain", "both")]
+    assert manifests[0].half == {}
+    added = {f"{role}.{precision}.onnx" for role in ("gradients", "eval") for precision in ("float16", "bfloat16")}
+    assert set(manifests[1].files) - set(manifests[0].files) == added
+    assert manifests[0].graphs == manifests[1].graphs
+    shown = " ".join(onnxft_command("inspect", "both").out.split())
+    assert shown.count(" float16 any ") == shown.count(" bfloat16 any ") == 2
+    load_artifact(Path("both"))  # hashes, and what the graphs name

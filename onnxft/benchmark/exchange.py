@@ -22,7 +22,33 @@ class Request:
     result: str
     """File that takes the `Response`."""
     gradients: str
-    """safetensors file that takes {parameter: gradient of the mean loss} at the initial parameters."""
+    """safetensors file that takes what is compared, at the initial parameters: {parameter: gradient of the mean loss},
+    or {output: array} of an inference."""
+    generate: str | None = None
+    """Where the side wants an artifact of its own made of the source; None: it is to be measured."""
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """What one kind of operator takes of a step, by the runtime's own profile."""
+
+    operator: str
+    """Type, such as `MatMul`."""
+    provider: str
+    count: int
+    """Calls in a step."""
+    seconds: float
+    """In a step."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the side's own runtime reaches at most, measured in its process."""
+
+    flops: float
+    """Floating-point operations a second, of a large MatMul in the precision of the side."""
+    bandwidth: float
+    """Bytes a second, read and written, of a large copy."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +71,18 @@ class Measurement:
     loss: float
     """Loss of the batch at the initial parameters."""
     options: dict[str, str] = field(default_factory=dict)
-    """Provider options that were set."""
+    """Provider options that were set; of torch the device."""
+    precision: str = "float32"
+    """That of the multiplications."""
+    fallback: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """{provider: names of its nodes}, for those not on the obtained provider."""
+    peak_gpu_bytes: int | None = None
+    """GPU memory of the process after the last step, of which a runtime gives nothing back; None without a GPU."""
+    operators: tuple[OperatorTime, ...] = ()
+    """The longest first; empty where no profile was made."""
+    peaks: Peaks | None = None
     gradients_error: str | None = None
-    """Why there are no gradients to compare."""
+    """Why there is nothing to compare."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,22 @@
-"""A report as Markdown."""
+"""A report as Markdown, to stand in a pull request."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 from onnxft.benchmark.report import Report
-from onnxft.benchmark.table import Table, header, notes, tables, versions
+from onnxft.benchmark.sentences import header, notes, verdict, versions
+from onnxft.benchmark.table import Column, Line, Table, detail_table, main_table, matrices
 
 
 def render(report: Report) -> str:
-    """The tables, with what was measured above and what went wrong below."""
-    parts = ["# onnxft bench", _list(header(report)), *(_table(table) for table in tables(report))]
+    """The verdict and the tables, with what was measured above and what went wrong below."""
+    parts = ["# onnxft bench", _list((*header(report), report.started)), f"**{escape(verdict(report))}**"]
+    parts += [_table(table) for table in (main_table(report), *matrices(report))]
     if notes(report):
-        parts += ["## Notes", _list(notes(report))]
+        parts += ["## Notes", _list(note.text for note in notes(report))]
+    parts += [_table(detail_table(report))]
     if versions(report):
         parts += ["## Versions", _list(versions(report))]
     return "\n\n".join(parts) + "\n"
@@ -24,14 +28,22 @@ def escape(text: str) -> str:
     >>> print(escape("a|b <img> _fc"))
     a\|b \<img\> \_fc
     """
-    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~@])", r"\\\1", " ".join(text.split()))
 
 
 def _table(table: Table) -> str:
-    rows = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.lines]
-    lines = ["| " + " | ".join(cells if i == 1 else [escape(c) for c in cells]) + " |" for i, cells in enumerate(rows)]
-    return "\n".join([f"## {table.title}", "", *lines])
+    parts = [f"## {table.title}"]
+    for group, lines in table.groups.items():
+        parts += ([f"### {escape(group)}"] if group else []) + [_grid(table.columns, lines)]
+    return "\n\n".join(parts)
 
 
-def _list(lines: tuple[str, ...]) -> str:
+def _grid(columns: Sequence[Column], lines: Sequence[Line]) -> str:
+    head = [escape(f"{c.name} {c.unit}".rstrip()) for c in columns]
+    rule = ["---" if c.words else "---:" for c in columns]
+    body = [[f"**{escape(c)}**" if i in line.best else escape(c) for i, c in enumerate(line.cells)] for line in lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
+
+
+def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {escape(line)}" for line in lines)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from statistics import fmean
 
 import onnxft
-from onnxft.benchmark.batch import TRAIN_ROLES, draws_random_numbers
-from onnxft.benchmark.config import BenchConfig, Side
-from onnxft.benchmark.exchange import Request, read_response, write
-from onnxft.benchmark.isolate import last_line, run_isolated
-from onnxft.benchmark.numerics import RANDOM, Gradients, Numerics, compare
-from onnxft.benchmark.report import Device, Report, Row, Work
-from onnxft.benchmark.statistics import speed_ratio, summarize
+from onnxft.benchmark.config import BenchConfig, Point, Side
+from onnxft.benchmark.environment import available_threads, describe_device
+from onnxft.benchmark.exchange import Measurement, Request
+from onnxft.benchmark.floor import with_floors, work_of
+from onnxft.benchmark.relations import with_numerics, with_ratios
+from onnxft.benchmark.report import Report, Row, Work
+from onnxft.benchmark.side_process import Outcome, run_side
+from onnxft.benchmark.statistics import summarize
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
+from onnxft.runtime.random_batch import TRAIN_ROLES, draws_random_numbers
 
 Progress = Callable[[str], None]
 
@@ -33,8 +30,30 @@ def _quiet(message: str) -> None:
     pass
 
 
+@dataclass
+class _Entry:
+    """What becomes a row: a side at a point, with the outcome of each repeat."""
+
+    side: Side
+    point: Point
+    name: str
+    """For messages."""
+    place: Path
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return any(outcome.reason is not None for outcome in self.outcomes)
+
+    @property
+    def gradients(self) -> Path:
+        return self.place / "gradients.safetensors"
+
+
 def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, keep_logs: Path | None = None) -> Report:
-    """Measure the training step of an artifact on every side of the configuration.
+    """Measure the step of an artifact on every side of the configuration, at every point.
+
+    All sides are run in turn as often as `repeats` says; one that failed is not run again.
 
     Args:
         artifact: directory written by `onnxft export`.
@@ -43,147 +62,127 @@ def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, k
         keep_logs: where the output of a failed side is kept: `bench.json` -> `bench.SIDE.log`. None: nowhere.
 
     Returns:
-        A report with one row per side, also for a side that crashed or hung.
+        A report with one row per side and point, also for a side that crashed or hung.
 
     Raises:
         ArtifactError: the artifact has no manifest, or one that does not fit.
         ConfigError: the artifact's batch cannot have the size asked for.
     """
     manifest = Manifest.load(artifact)
-    if manifest.generator == "ort-training" and config.batch_size not in (None, manifest.batch_size):
-        raise ConfigError(
-            f"'batch_size' is {config.batch_size}, but a graph of onnxruntime-training is fixed to "
-            f"{manifest.batch_size}. Leave it out, or export with --batch-size {config.batch_size}."
-        )
-    batch_size = config.batch_size or manifest.batch_size
-    device = describe_device(config.threads or available_threads())
+    points = config.points(manifest.batch_size, available_threads())
+    _check_batch_sizes(manifest, points)
+    device = describe_device(max(point.threads for point in points))
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    rows: list[Row] = []
-    gradients: dict[str, Gradients] = {}
     with tempfile.TemporaryDirectory(prefix="onnxft-bench-") as folder:
-        for i, side in enumerate(config.sides):
-            progress(f"{side.name}: running ({i + 1} of {len(config.sides)})")
-            place = Path(folder) / str(i)
-            place.mkdir()
-            request = Request(
-                artifact=str(artifact.resolve()),
-                side=side,
-                config=config,
-                batch_size=batch_size,
-                threads=device.threads,
-                result=str(place / "response.json"),
-                gradients=str(place / "gradients.safetensors"),
-            )
-            row, found = _run_side(request, place, keep_logs)
-            rows.append(row)
-            if found is not None:
-                gradients[side.name] = found
-            progress(f"{side.name}: {'done' if row.reason is None else f'failed: {row.reason}'}")
-    reference = next((row for row in rows if row.summary), None)
-    rows = _with_ratios(rows, reference)
+        entries = _entries(config, points, Path(folder))
+        _run_all(artifact, config, entries, progress)
+        rows = [_row(entry, config, keep_logs) for entry in entries]
+        reference = next((s.name for s in config.sides if any(r.side == s and r.summary for r in rows)), None)
+        files = {
+            (row.side.name, row.point): entry.gradients
+            for row, entry in zip(rows, entries, strict=True)
+            if row.measurement is not None and row.measurement.gradients_error is None
+        }
+        random = config.scenario == "train" and draws_random_numbers(manifest)
+        rows = with_numerics(with_ratios(rows, reference), files, scenario=config.scenario, random=random)
+        rows = with_floors(rows, manifest, inference=config.scenario == "inference")
     return Report(
-        work=_work(artifact, manifest, batch_size),
+        work=_work(artifact, manifest, config, points[0].batch_size),
         config=config,
         device=device,
         started=started,
         onnxft=onnxft.__version__,
-        reference=reference.side.name if reference else None,
-        rows=tuple(_with_numerics(rows, gradients, random=draws_random_numbers(manifest))),
+        reference=reference,
+        rows=tuple(rows),
     )
 
 
-def available_threads() -> int:
-    """Logical CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _check_batch_sizes(manifest: Manifest, points: Sequence[Point]) -> None:
+    for point in points:
+        if manifest.generator == "ort-training" and point.batch_size != manifest.batch_size:
+            raise ConfigError(
+                f"'batch_size' is {point.batch_size}, but a graph of onnxruntime-training is fixed to "
+                f"{manifest.batch_size}. Leave it out, or export with --batch-size {point.batch_size}."
+            )
 
 
-def describe_device(threads: int) -> Device:
-    """This machine."""
-    return Device(platform.platform(), _cpu_name(), os.cpu_count() or 1, threads)
+def _entries(config: BenchConfig, points: Sequence[Point], folder: Path) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for point in points:
+        for side in config.sides:
+            at = f", batch {point.batch_size}, threads {point.threads}" if len(points) > 1 else ""
+            place = folder / str(len(entries))
+            place.mkdir()
+            entries.append(_Entry(side, point, side.name + at, place))
+    return entries
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _run_all(artifact: Path, config: BenchConfig, entries: Sequence[_Entry], progress: Progress) -> None:
+    """Fill in the outcomes, all entries in turn for each repeat."""
+    artifacts: dict[int, Path | Outcome] = {}
+    for repeat in range(config.repeats):
+        again = f", repeat {repeat + 1} of {config.repeats}" if config.repeats > 1 else ""
+        for i, entry in enumerate(entries):
+            if entry.failed:
+                continue
+            progress(f"{entry.name}: running ({i + 1} of {len(entries)}{again})")
+            place = entry.place / str(repeat)
+            place.mkdir()
+            request = Request(
+                artifact=str(artifact.resolve()),
+                side=entry.side,
+                config=config,
+                batch_size=entry.point.batch_size,
+                threads=entry.point.threads,
+                result=str(place / "response.json"),
+                gradients=str(entry.gradients),
+            )
+            outcome = run_side(request, place, artifacts)
+            if again and outcome.reason is not None:
+                outcome = replace(outcome, reason=f"{outcome.reason} (in repeat {repeat + 1} of {config.repeats})")
+            entry.outcomes.append(outcome)
+            progress(f"{entry.name}: {'done' if outcome.reason is None else f'failed: {outcome.reason}'}")
 
 
-def _run_side(request: Request, place: Path, keep_logs: Path | None) -> tuple[Row, Gradients | None]:
-    """One row, and the gradients where the side has any."""
-    side, log = request.side, place / "output.log"
-    write(place / "request.json", request)
-    python = request.config.python.get(side.name, sys.executable)
-    # -P: a file in the working directory must not stand in for a package.
-    command = [python, "-P", "-m", "onnxft.benchmark.worker", str(place / "request.json")]
-    ended = run_isolated(command, log, request.config.time_limit_seconds)
-    response = read_response(Path(request.result))
-    if ended is None and response is not None and response.measurement is not None:
-        m = response.measurement
-        row = Row(side, measurement=m, summary=summarize(m.step_seconds, request.batch_size))
-        if m.gradients_error is not None:
-            return row, None
-        try:
-            return row, load_file(request.gradients)
-        except (OSError, SafetensorError) as err:
-            ended = f"the file of its gradients cannot be read ({err})"
-    if response is not None and response.failure is not None:
-        reason = f"{response.failure.kind}: {response.failure.message}"
-    else:
-        reason = _crash_reason(ended or "the process wrote no readable result", side, request.config, last_line(log))
-    return Row(side, reason=reason, log=_keep(log, side, keep_logs)), None
+def _row(entry: _Entry, config: BenchConfig, keep_logs: Path | None) -> Row:
+    row = Row(entry.side, batch_size=entry.point.batch_size, threads=entry.point.threads)
+    last = entry.outcomes[-1]
+    measured = [outcome.measurement for outcome in entry.outcomes if outcome.measurement is not None]
+    if last.reason is not None:
+        return replace(row, reason=last.reason, log=_keep(last.log, entry, keep_logs))
+    m = pooled(measured)
+    return replace(
+        row,
+        measurement=m,
+        summary=summarize(m.step_seconds, entry.point.batch_size),
+        repeat_means=tuple(fmean(one.step_seconds) for one in measured),
+    )
 
 
-def _crash_reason(ended: str, side: Side, config: BenchConfig, output: str) -> str:
-    reason = f"{ended}; its last output: {output}" if output else ended
-    if side.name in config.python and "No module named" in output:
-        reason += f". Install onnxft in that environment: {config.python[side.name]} -m pip install onnxft"
-    return reason
+def pooled(measured: Sequence[Measurement]) -> Measurement:
+    """One measurement of several repeats: all times, the largest memory, the rest from the first."""
+    rss = [m.peak_rss_bytes for m in measured if m.peak_rss_bytes is not None]
+    gpu = [m.peak_gpu_bytes for m in measured if m.peak_gpu_bytes is not None]
+    return replace(
+        measured[0],
+        warmup_seconds=tuple(t for m in measured for t in m.warmup_seconds),
+        step_seconds=tuple(t for m in measured for t in m.step_seconds),
+        peak_rss_bytes=max(rss, default=None),
+        peak_gpu_bytes=max(gpu, default=None),
+    )
 
 
-def _keep(log: Path, side: Side, keep_logs: Path | None) -> str | None:
-    if keep_logs is None:
+def _keep(log: Path | None, entry: _Entry, keep_logs: Path | None) -> str | None:
+    if keep_logs is None or log is None or not log.is_file():
         return None
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in side.name)
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in entry.name.replace(", ", "."))
     kept = keep_logs.with_name(f"{keep_logs.stem}.{name}.log")
     shutil.copyfile(log, kept)
     return str(kept)
 
 
-def _with_ratios(rows: list[Row], reference: Row | None) -> list[Row]:
-    if reference is None or reference.summary is None:
-        return rows
-    return [
-        replace(row, ratio=speed_ratio(row.summary, reference.summary)) if row.summary and row is not reference else row
-        for row in rows
-    ]
-
-
-def _with_numerics(rows: list[Row], gradients: dict[str, Gradients], *, random: bool) -> list[Row]:
-    """Compare with torch where it ran, else with the first side; never with torch where masks differ."""
-    candidates = [r for r in rows if r.side.name in gradients and not (random and r.side.kind == "baseline")]
-    reference = candidates[0] if candidates else None
-    return [replace(row, numerics=_numerics(row, reference, gradients, random=random)) for row in rows]
-
-
-def _numerics(row: Row, reference: Row | None, gradients: dict[str, Gradients], *, random: bool) -> Numerics | None:
-    if row.measurement is None or row is reference:
-        return None
-    name = reference.side.name if reference else None
-    if random and row.side.kind == "baseline":
-        return Numerics(name, reason=RANDOM)
-    if row.side.name not in gradients:
-        return Numerics(name, reason=f"not compared: {row.measurement.gradients_error}")
-    assert reference is not None and reference.measurement is not None  # this row has gradients, so one is there
-    ref = reference.side.name
-    return compare(row.measurement.loss, gradients[row.side.name], reference.measurement.loss, gradients[ref], ref)
-
-
-def _work(artifact: Path, manifest: Manifest, batch_size: int) -> Work:
+def _work(artifact: Path, manifest: Manifest, config: BenchConfig, batch_size: int) -> Work:
+    least = work_of(manifest, batch_size, inference=config.scenario == "inference")
     precisions = [manifest.graphs[role].precision for role in TRAIN_ROLES if role in manifest.graphs]
     return Work(
         artifact=str(artifact),
@@ -193,4 +192,6 @@ def _work(artifact: Path, manifest: Manifest, batch_size: int) -> Work:
         batch_size=batch_size,
         num_trainable=manifest.num_trainable,
         num_frozen=manifest.frozen_parameters,
+        flops=least.flops if least else None,
+        bytes=least.bytes if least else None,
     )

@@ -1,30 +1,60 @@
-"""The side of an execution provider: the artifact's training step in a `TrainSession`."""
+"""The side of an execution provider: the artifact's step in a `TrainSession`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from onnxft.benchmark.batch import TRAIN_ROLES, random_batch
 from onnxft.benchmark.exchange import Measurement, Request
+from onnxft.benchmark.gpu_memory import gpu_bytes
+from onnxft.benchmark.peaks import measure_peaks, session_peaks
+from onnxft.benchmark.profile import session_operators
 from onnxft.benchmark.scenario import measure, peak_rss_bytes
 from onnxft.errors import OnnxftError
+from onnxft.manifest import GraphRole
 from onnxft.runtime.engine import Array, Arrays, Placement
+from onnxft.runtime.execution import Execution
+from onnxft.runtime.providers import PROVIDERS
+from onnxft.runtime.random_batch import DATA_ROLES, TRAIN_ROLES, input_ports, random_batch
 from onnxft.runtime.session import TrainSession
+from onnxft.runtime.sessions import OpenSession, open_session
 
 
 def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
-    """Measure the side; the measurement and {parameter: gradient} at the initial parameters."""
+    """Measure the side; the measurement, and {parameter: gradient} or {output: array} at the initial parameters.
+
+    An inference is a prediction of the session that trains: it holds the training graph too, and its evaluation graph
+    is opened by the first step.
+    """
     start = time.perf_counter()
     session = _open(request)
     build_seconds = time.perf_counter() - start
     batch = random_batch(session.manifest, request.batch_size, request.config.seed)
-    times = measure(lambda: session.step(batch, lr=request.config.lr).loss, request.config)
-    peak = peak_rss_bytes()
+    trains = request.config.scenario == "train"
+    inputs = {port.name: batch[port.name] for port in input_ports(session.manifest)}
+
+    def train() -> float:
+        return session.step(batch, lr=request.config.lr).loss
+
+    def predict() -> float:
+        session.predict(inputs)
+        return 0.0  # no loss is computed
+
+    times = measure(train if trains else predict, request.config)
+    peak, gpu = peak_rss_bytes(), gpu_bytes()
     placement = session.placement
+    arrays: dict[str, Array] = {} if trains else dict(session.predict(inputs))
+    loss = times.loss if trains else session.evaluate(batch).loss
     session.close()
-    gradients, gradients_error = _initial_gradients(request, batch)
-    nodes = step_nodes(placement)
+    asked = replace(_asked(request), provider=placement.obtained, strict=False)
+    gradients_error = None
+    if trains:
+        arrays, gradients_error = _initial_gradients(request, batch)
+    role = step_role(placement, TRAIN_ROLES if trains else DATA_ROLES)
+    nodes = placement.nodes.get(role, {}) if role else {}
     measurement = Measurement(
         provider_requested=placement.requested,
         provider_obtained=placement.obtained,
@@ -36,29 +66,53 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         warmup_seconds=times.warmup,
         step_seconds=times.steps,
         peak_rss_bytes=peak,
-        loss=times.loss,
+        loss=loss,
         options=placement.options,
+        precision=placement.precision,
+        fallback=placement.fallback.get(role, {}) if role else {},
+        peak_gpu_bytes=gpu,
         gradients_error=gradients_error,
+        # After the steps and the reading of the memory, so that they disturb neither.
+        peaks=measure_peaks(lambda: session_peaks(partial(_open_model, asked), request.threads)),
+        operators=session_operators(partial(_open, request), _step_of(request, batch, inputs))
+        if request.config.profile
+        else (),
     )
-    return measurement, gradients
+    return measurement, arrays
 
 
-def step_nodes(placement: Placement) -> dict[str, int]:
-    """{provider: nodes} of the graph that a training step runs."""
-    for role in TRAIN_ROLES:
-        if role in placement.nodes:
-            return placement.nodes[role]
-    return {}
+def _step_of(request: Request, batch: Arrays, inputs: Arrays) -> Callable[[TrainSession], object]:
+    if request.config.scenario == "train":
+        return lambda session: session.step(batch, lr=request.config.lr).loss
+    return lambda session: session.predict(inputs)
+
+
+def step_role(placement: Placement, roles: tuple[GraphRole, ...]) -> GraphRole | None:
+    """The graph that a step runs; None where the runtime does not tell its nodes."""
+    return next((role for role in roles if role in placement.nodes), None)
 
 
 def _open(request: Request) -> TrainSession:
+    asked = _asked(request)
     return TrainSession(
-        Path(request.artifact),
-        provider=request.side.name,
-        threads=request.threads,
-        batch_size=request.batch_size,
-        seed=request.config.seed,
-    )
+        Path(request.artifact), asked.provider, precision=asked.precision, device=asked.device, threads=asked.threads,
+        provider_options=asked.options, strict=asked.strict, batch_size=request.batch_size, seed=request.config.seed,
+    )  # fmt: skip
+
+
+def _asked(request: Request) -> Execution:
+    side, config = request.side, request.config
+    if side.kind == "baseline":
+        # That of onnxruntime-training runs an artifact of its own, on the only provider that it has.
+        return Execution(threads=request.threads)
+    has_devices = side.runs in PROVIDERS and PROVIDERS[side.runs].hardware != "CPU"
+    options = config.provider_options.get(side.runs, {})
+    device = config.device if has_devices else None
+    return Execution(side.runs, side.precision, device, request.threads, options, config.strict)
+
+
+def _open_model(asked: Execution, model: bytes, dimensions: Mapping[str, int]) -> OpenSession:
+    return open_session(model, asked, dimensions=dimensions)
 
 
 def _initial_gradients(request: Request, batch: Arrays) -> tuple[dict[str, Array], str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class Ratio:
 
     value: float
     spread: float
+    over: Literal["steps", "repeats"] = "steps"
+    """What the deviation is of: the steps of both sides, or the ratios of the single repeats."""
 
 
 def summarize(seconds: Sequence[float], batch_size: int) -> Summary:
@@ -61,3 +64,12 @@ def speed_ratio(side: Summary, reference: Summary) -> Ratio:
     """
     r = reference.mean / side.mean
     return Ratio(r, r * math.sqrt((side.std / side.mean) ** 2 + (reference.std / reference.mean) ** 2))
+
+
+def repeated_ratio(means: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """r_i = ref_i / side_i of each repeat i;   r = mean of r_i, spread = their standard deviation (n - 1)
+
+    A repeat runs both sides one soon after the other, so what slows the machine for a while slows both, and cancels.
+    """
+    ratios = np.asarray(reference, np.float64) / np.asarray(means, np.float64)
+    return Ratio(float(ratios.mean()), float(ratios.std(ddof=1)), "repeats")

@@ -1,134 +1,189 @@
-"""The torch baseline: the same step in eager PyTorch, in a process of its own."""
+"""The torch baselines: the same step in PyTorch, eager or compiled, in a process of its own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch.nn import functional as F  # noqa: N812 - the name that every reader of PyTorch code knows
 
-from onnxft.benchmark.batch import input_ports, output_ports, random_batch
+from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.exchange import Measurement, Request
-from onnxft.benchmark.scenario import measure, peak_rss_bytes
-from onnxft.errors import ArtifactError, ModelError
-from onnxft.manifest import FROZEN_FILE, LABELS, PARAMETERS_FILE, Loss, Manifest, Optimizer
+from onnxft.benchmark.gpu_memory import gpu_bytes
+from onnxft.benchmark.peaks import measure_peaks
+from onnxft.benchmark.scenario import Times, measure, peak_rss_bytes
+from onnxft.benchmark.torch_model import (
+    Tensors,
+    TorchModel,
+    load_initial_values,
+    select_trainables,
+    tensors,
+    train_statistics,
+)
+from onnxft.benchmark.torch_probe import torch_operators, torch_peaks
+from onnxft.errors import ModelError
+from onnxft.manifest import Manifest, Optimizer
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.engine import Array
+from onnxft.runtime.providers import first_line
 from onnxft.runtime.rates import by_group
+
+COMPILED = "torch-compile"
+NVIDIA = ("cuda", "tensorrt", "nv-tensorrt-rtx")
+"""Providers whose device torch can run on too."""
 
 
 def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
-    """Measure torch; the measurement and {parameter: gradient} at the initial parameters.
+    """Measure torch; the measurement, and {parameter: gradient} or {output: array} at the initial parameters.
 
-    ModelError where the source is not the model that was exported.
+    ModelError where the source is not the model that was exported, or torch cannot compile it.
     """
-    artifact = Path(request.artifact)
-    manifest = load_artifact(artifact)
     torch.set_num_threads(request.threads)
-    batch = {k: torch.from_numpy(v) for k, v in random_batch(manifest, request.batch_size, request.config.seed).items()}
-
-    start = time.perf_counter()
-    module, keywords = _load(str(request.config.source), manifest)
-    parameters = select_trainables(module, manifest)
-    train_statistics(module, manifest)
-    load_initial_values(module, manifest, artifact)
-    lr = request.config.lr
-    optimizer = build_optimizer(parameter_groups(parameters, manifest, lr), manifest.optimizer, lr)
-    build_seconds = time.perf_counter() - start
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = batch_loss(module, keywords, manifest, batch)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    times = measure(step, request.config)
-    peak = peak_rss_bytes()
-    load_initial_values(module, manifest, artifact)
-    optimizer.zero_grad(set_to_none=True)
-    batch_loss(module, keywords, manifest, batch).backward()
+    device = choose_device(request.config)
+    if device.type == "cuda":
+        # As the runtime's CUDA provider is set: no TF32, and the fastest algorithm of each convolution searched once.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    side = _Training(request, device) if request.config.scenario == "train" else _Inference(request, device)
+    with _explained():
+        times = measure(side.step, request.config)
+    peak, gpu = peak_rss_bytes(), gpu_bytes()
+    loss, arrays = side.result(times)
+    options = {"device": str(device)} | ({"autocast": "bfloat16"} if request.side.precision == "bfloat16" else {})
+    if device.type == "cuda":
+        options["device"] += f" ({torch.cuda.get_device_name(device)})"
     measurement = Measurement(
-        provider_requested="torch",
-        provider_obtained="torch",
+        provider_requested=request.side.runs,
+        provider_obtained=request.side.runs,
         nodes={},
         fallback_nodes=None,
         versions={"torch": str(torch.__version__)},
-        build_seconds=build_seconds,
+        build_seconds=side.build_seconds,
         first_step_seconds=times.first_step,
         warmup_seconds=times.warmup,
         step_seconds=times.steps,
         peak_rss_bytes=peak,
-        loss=times.loss,
+        loss=loss,
+        options=options,
+        precision=request.side.precision,
+        peak_gpu_bytes=gpu,
+        # After the steps and the reading of the memory, so that they disturb neither.
+        peaks=measure_peaks(lambda: torch_peaks(request.threads, request.side.precision, device)),
+        operators=torch_operators(side.step) if request.config.profile else (),
     )
-    # A parameter that the loss does not depend on has no gradient in torch and a zero one in a graph.
-    return measurement, {
-        name: (torch.zeros_like(p) if p.grad is None else p.grad).numpy() for name, p in parameters.items()
-    }
+    return measurement, {name: array.detach().float().cpu().numpy() for name, array in arrays.items()}
 
 
-def select_trainables(module: torch.nn.Module, manifest: Manifest) -> dict[str, torch.nn.Parameter]:
-    """Set `requires_grad` as the artifact has it; {name: parameter} of the trained. ModelError for a foreign name."""
-    named = dict(module.named_parameters(remove_duplicate=False))
-    module.requires_grad_(False)
-    for parameter in manifest.parameters:
-        if parameter.name not in named or tuple(named[parameter.name].shape) != parameter.shape:
-            found = f"shape {tuple(named[parameter.name].shape)}" if parameter.name in named else "no such parameter"
+def choose_device(config: BenchConfig) -> torch.device:
+    """The GPU where a provider of the benchmark runs on NVIDIA's and torch can too; else the CPU."""
+    on_gpu = any(side.runs in NVIDIA for side in config.sides) and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+class _Side:
+    """The source with the artifact's values on a device, and the batch in the memory of the host."""
+
+    def __init__(self, request: Request, device: torch.device) -> None:
+        self.request, self.device = request, device
+        self.artifact = Path(request.artifact)
+        self.manifest = load_artifact(self.artifact)
+        self.batch = tensors(self.manifest, request.batch_size, request.config.seed)
+        start = time.perf_counter()
+        self.model = TorchModel(str(request.config.source), self.manifest)
+        self.model.module.to(device)
+        self.build()
+        self.build_seconds = time.perf_counter() - start
+
+    def build(self) -> None:
+        """What is made once."""
+        load_initial_values(self.model.module, self.manifest, self.artifact)
+
+    def call(self, function: Callable[[Tensors], Any]) -> Any:
+        """`function` of the batch on the device, in the precision of the side.
+
+        The copy is part of the step, as a session is given arrays of the host too.
+        """
+        on_device = {name: value.to(self.device) for name, value in self.batch.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.request.side.precision == "bfloat16"):
+            return function(on_device)
+
+    def compiled(self, function: Callable[[Tensors], Any]) -> Callable[[Tensors], Any]:
+        """`function`, compiled at its first call where the side is."""
+        return torch.compile(function, dynamic=False) if self.request.side.runs == COMPILED else function
+
+
+class _Training(_Side):
+    def build(self) -> None:
+        """Trainables, values and optimizer."""
+        self.parameters = select_trainables(self.model.module, self.manifest)
+        train_statistics(self.model.module, self.manifest)
+        super().build()
+        lr, compiled = self.request.config.lr, self.request.side.runs == COMPILED
+        groups = parameter_groups(self.parameters, self.manifest, lr)
+        # One kernel for all parameters, as a compiled step would be, without waiting for the compiler.
+        self.optimizer = build_optimizer(groups, self.manifest.optimizer, lr, fused=compiled)
+        self.loss = self.compiled(self.model.loss)
+
+    def step(self) -> float:
+        """One optimizer step; the loss before it."""
+        loss = self._backward()
+        self.optimizer.step()
+        return float(loss.item())
+
+    def result(self, times: Times) -> tuple[float, dict[str, torch.Tensor]]:
+        """The loss of the first step, and the gradients at the initial parameters."""
+        load_initial_values(self.model.module, self.manifest, self.artifact)
+        self._backward()
+        # A parameter that the loss does not depend on has no gradient in torch and a zero one in a graph.
+        found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.parameters.items()}
+        return times.loss, found
+
+    def _backward(self) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss: torch.Tensor = self.call(self.loss)
+        loss.backward()
+        return loss
+
+
+class _Inference(_Side):
+    def build(self) -> None:
+        """The values, and the outputs as one function."""
+        super().build()
+        self.outputs = self.compiled(self.model.outputs)
+
+    def step(self) -> float:
+        """One prediction, its outputs in the memory of the host; no loss is computed."""
+        self._predict()
+        return 0.0
+
+    def result(self, times: Times) -> tuple[float, dict[str, torch.Tensor]]:
+        """The loss, and the outputs with a row for each of the batch."""
+        with torch.no_grad():
+            loss = float(self.call(self.model.loss).item())
+        return loss, {name: value for name, value in self._predict().items() if value.ndim}
+
+    def _predict(self) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return {name: value.cpu() for name, value in self.call(self.outputs).items()}
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A compiler that fails or is not there as a ModelError."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as err:
+        if "InvalidCxxCompiler" in str(err):
             raise ModelError(
-                f"the artifact trains '{parameter.name}' of shape {parameter.shape}; the source has {found}. "
-                "Give the --source that the artifact was exported from."
-            )
-        named[parameter.name].requires_grad_(True)
-    return {p.name: named[p.name] for p in manifest.parameters}
-
-
-def train_statistics(module: torch.nn.Module, manifest: Manifest) -> None:
-    """Put the BatchNorm layers that the artifact trains in training mode. ModelError where the source has none."""
-    layers = dict(module.named_modules())
-    for buffer in manifest.buffers:
-        layer = layers.get(buffer.layer)
-        if not isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            found = "nothing of that name" if layer is None else f"a {type(layer).__name__} there"
-            raise ModelError(
-                f"the artifact trains the BatchNorm layer '{buffer.layer}'; the source has {found}. "
-                "Give the --source that the artifact was exported from."
-            )
-        layer.train()
-
-
-def load_initial_values(module: torch.nn.Module, manifest: Manifest, artifact: Path) -> None:
-    """Copy the artifact's values over those of the factory, which may be random.
-
-    Only the native generator keeps the frozen values apart; with the other they stay the factory's.
-    """
-    values = _trained_values(manifest, artifact)
-    if FROZEN_FILE in manifest.files:
-        values |= load_file(artifact / FROZEN_FILE)
-    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    with torch.no_grad():
-        for name, value in values.items():
-            # The frozen file also holds constants of the graph, which no module has.
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
-
-
-def _trained_values(manifest: Manifest, artifact: Path) -> dict[str, torch.Tensor]:
-    if PARAMETERS_FILE in manifest.files:
-        return dict(load_file(artifact / PARAMETERS_FILE))
-    values: dict[str, torch.Tensor] = {}
-    for p in manifest.parameters:
-        where = p.inference
-        # A manifest may be somebody else's: only files that it lists, and that were checked, are read.
-        if where is None or where.file not in manifest.files:
-            raise ArtifactError(f"the initial value of '{p.name}' is not in '{artifact}'. Export the artifact again.")
-        data = np.fromfile(artifact / where.file, np.uint8, where.length, offset=where.offset)
-        values[p.name] = torch.from_numpy(data.view(np.dtype(p.dtype).newbyteorder("<"))).reshape(p.shape)
-    return values
+                "torch.compile finds no working C++ compiler here. Install one (g++ or clang++) or name it in the "
+                "environment variable CXX."
+            ) from err
+        raise ModelError(f"torch.compile does not compile the model: {first_line(err)}. Use --baseline torch.") from err
 
 
 def parameter_groups(
@@ -141,7 +196,7 @@ def parameter_groups(
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]] | list[torch.nn.Parameter], optimizer: Optimizer, lr: float
+    groups: list[dict[str, Any]] | list[torch.nn.Parameter], optimizer: Optimizer, lr: float, *, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The manifest's optimizer in torch; ModelError for an option that it would ignore."""
     options = dict(optimizer.options)
@@ -158,73 +213,10 @@ def build_optimizer(
             kind = torch.optim.SGD
             arguments |= {"momentum": options.pop("momentum", 0.0), "nesterov": bool(options.pop("nesterov", 0.0))}
         case _:
-            raise ModelError(f"torch has no optimizer '{optimizer.kind}'. Benchmark without --baseline torch.")
+            raise ModelError(f"torch has no optimizer '{optimizer.kind}'. Benchmark without torch.")
     if options:
         raise ModelError(
             f"the torch baseline does not know the option(s) {', '.join(sorted(options))} of the optimizer "
-            f"'{optimizer.kind}': the work would differ. Benchmark without --baseline torch."
+            f"'{optimizer.kind}': the work would differ. Benchmark without torch."
         )
-    return kind(groups, **arguments)
-
-
-def batch_loss(
-    module: torch.nn.Module, keywords: tuple[str, ...], manifest: Manifest, batch: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    """The mean loss of the batch, shape (); `keywords` names the inputs of `forward`, empty for positions."""
-    inputs = [batch[port.name] for port in input_ports(manifest)]
-    result = module(**dict(zip(keywords, inputs, strict=True))) if keywords else module(*inputs)
-    output = _loss_output(result, manifest)
-    return output.mean() if manifest.loss.kind == "model" else mean_loss(manifest.loss, output, batch[LABELS])
-
-
-def mean_loss(loss: Loss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The manifest's loss in torch, shape ()."""
-    match loss.kind:
-        case "cross_entropy":
-            if loss.shift:
-                x, y = x[:, : -loss.shift], y[:, loss.shift :]
-            ignored = -100 if loss.ignore_index is None else loss.ignore_index  # torch's default is no label
-            weight = torch.tensor(loss.class_weights, dtype=x.dtype) if loss.class_weights else None
-            x, smoothing = x.movedim(loss.class_axis, 1), loss.label_smoothing
-            return F.cross_entropy(x, y, weight, ignore_index=ignored, label_smoothing=smoothing)
-        case "bce_with_logits":
-            p = None
-            if loss.pos_weight:
-                along = [-1 if axis == loss.class_axis else 1 for axis in range(x.ndim)]
-                p = torch.tensor(loss.pos_weight, dtype=x.dtype).reshape(along)
-            return F.binary_cross_entropy_with_logits(x, y, pos_weight=p)
-        case "kl_div":
-            each = F.kl_div(F.log_softmax(x, loss.class_axis), y, reduction="none")
-            return each.sum(loss.class_axis).mean()
-        case "huber":
-            return F.huber_loss(x, y, delta=loss.delta)
-    return F.l1_loss(x, y) if loss.kind == "l1" else F.mse_loss(x, y)
-
-
-def _loss_output(result: Any, manifest: Manifest) -> torch.Tensor:
-    """The output that the loss reads, at the place that it has in the exported graph."""
-    values = [result] if isinstance(result, torch.Tensor) else result
-    values = list(values.values() if isinstance(values, Mapping) else values)
-    names = [port.name for port in output_ports(manifest)]
-    found = dict(zip(names, values, strict=True)) if len(names) == len(values) else {}
-    output = found.get(manifest.loss.output)
-    if not isinstance(output, torch.Tensor):
-        raise ModelError(
-            f"the source returns {len(values)} values where the artifact has {', '.join(names)}: the loss reads "
-            f"'{manifest.loss.output}'. Give the --source that the artifact was exported from."
-        )
-    return output
-
-
-def _load(source: str, manifest: Manifest) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """The source's module with normalisation frozen and dropout off, and the names of its inputs if it has any."""
-    from onnxft.exporters.factory import load_factory
-
-    module, examples = load_factory(source)
-    count = 1 if isinstance(examples, torch.Tensor) else len(examples)
-    if count != len(input_ports(manifest)):
-        raise ModelError(
-            f"the source '{source}' has {count} example inputs, the artifact {len(input_ports(manifest))}. "
-            "Give the --source that the artifact was exported from."
-        )
-    return module.eval(), tuple(examples) if isinstance(examples, Mapping) else ()
+    return kind(groups, **arguments, fused=True if fused else None)

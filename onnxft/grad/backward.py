@@ -55,6 +55,16 @@ def nodes_between(xs: Iterable[ir.Value], y: ir.Value) -> list[ir.Node]:
             if node not in after and STOP_GRADIENT not in node.metadata_props:
                 after.add(node)
                 frontier.extend(v for v in node.outputs if is_float(v))
+    both = after & nodes_before(y)
+    if not both:
+        return []
+    graph = next(iter(both)).graph
+    assert graph is not None
+    return [node for node in graph if node in both]
+
+
+def nodes_before(y: ir.Value) -> set[ir.Node]:
+    """The nodes that y is computed by."""
     before: set[ir.Node] = set()
     producers = [y.producer()]
     while producers:
@@ -62,12 +72,7 @@ def nodes_between(xs: Iterable[ir.Value], y: ir.Value) -> list[ir.Node]:
         if producer is not None and producer not in before:
             before.add(producer)
             producers.extend(v.producer() for v in producer.inputs if v is not None)
-    both = after & before
-    if not both:
-        return []
-    graph = next(iter(both)).graph
-    assert graph is not None
-    return [node for node in graph if node in both]
+    return before
 
 
 def _total(op: Op, parts: list[ir.Value] | None) -> ir.Value | None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxft.benchmark.batch import draws_random_numbers, input_ports, random_batch
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, GraphFile, Manifest, Port
+from onnxft.runtime.random_batch import draws_random_numbers, input_ports, random_batch
 
 MakeManifest = Callable[..., Manifest]
 

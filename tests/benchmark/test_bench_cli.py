@@ -29,7 +29,7 @@ def test_flags_override_the_file_and_the_files_are_written(
     assert f"Next: onnxft train {artifact} --data DATA --provider cpu" in result.stdout
     assert "cpu: running (1 of 1)" in result.stderr
     config = json.loads((out / "b.json").read_bytes())["config"]
-    assert (config["providers"], config["threads"], config["lr"], config["batch_size"]) == (["cpu"], 1, 0.5, 3)
+    assert (config["providers"], config["threads"], config["lr"], config["batch_size"]) == (["cpu"], 1, 0.5, [3])
     assert "| cpu |" in (out / "b.md").read_text()
     assert sorted(p.name for p in out.iterdir()) == ["b.json", "b.md"]
 

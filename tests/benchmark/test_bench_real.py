@@ -9,6 +9,7 @@ import pytest
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
+from onnxft.manifest import Manifest
 
 pytest.importorskip("torch", reason="the baseline needs torch")
 
@@ -16,7 +17,12 @@ pytest.importorskip("torch", reason="the baseline needs torch")
 @pytest.fixture(scope="module")
 def report(digits_artifact: Path, digits_source: str) -> Report:
     config = BenchConfig(
-        providers=("cpu", "no-such-provider"), baselines=("torch",), source=digits_source, threads=1, min_seconds=0.1
+        providers=("cpu", "directml"),
+        baselines=("torch",),
+        source=digits_source,
+        threads=1,
+        min_seconds=0.1,
+        profile=True,
     )
     return bench(digits_artifact, config)
 
@@ -52,8 +58,22 @@ def test_the_row_says_how_fast_where_and_with_how_much_memory(report: Report) ->
     assert m.peak_rss_bytes < torch.peak_rss_bytes
 
 
+def test_every_side_has_its_peaks_its_floor_and_its_operators(report: Report, digits_artifact: Path) -> None:
+    work = Manifest.load(digits_artifact).work
+    assert work is not None
+    assert (report.work.flops, report.work.bytes) == (work.flops, work.bytes)
+    for row in report.rows[:2]:
+        m = row.measurement
+        assert m is not None
+        assert m.peaks is not None
+        assert row.floor is not None
+        assert row.summary is not None
+        assert row.floor.seconds == pytest.approx(work.flops / m.peaks.flops + work.bytes / m.peaks.bandwidth)
+        assert row.floor.distance == pytest.approx(row.summary.p50 / row.floor.seconds)
+        assert {t.provider for t in m.operators} == {row.side.name}
+
+
 def test_a_provider_that_is_not_there_has_its_reason(report: Report) -> None:
     row = report.rows[2]
     assert row.reason is not None
-    assert "ProviderError" in row.reason
-    assert "no-such-provider" in row.reason
+    assert "directml" in row.reason

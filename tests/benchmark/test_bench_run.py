@@ -29,9 +29,9 @@ def run(tmp_path: Path, fake_artifact: MakeArtifact, fake_interpreter: MakeInter
     def run(sides: dict[str, str], *, random: bool = False, keep_logs: Path | None = None, **options: Any) -> Report:
         artifact = fake_artifact(tmp_path / "artifact", random=random)
         config = BenchConfig(
-            providers=tuple(s for s in sides if s != "torch"),
-            baselines=("torch",) if "torch" in sides else (),
-            source="module:factory" if "torch" in sides else None,
+            providers=tuple(s for s in sides if "torch" not in s),
+            baselines=tuple(s for s in sides if "torch" in s),
+            source="module:factory" if any("torch" in s for s in sides) else None,
             python={s: fake_interpreter(tmp_path / f"python_{s}", body) for s, body in sides.items()},
             **options,
         )
@@ -57,18 +57,18 @@ def run(tmp_path: Path, fake_artifact: MakeArtifact, fake_interpreter: MakeInter
         ),
         (f"{FAST}\nPath(request['gradients']).write_bytes(b'garbage')", "gradients cannot be read"),
         (f"{FAST}\nos.abort()", "ended by SIGABRT"),
-        ("sys.exit(\"No module named 'onnxft'\")", "python_bad -m pip install onnxft"),
+        ("sys.exit(\"No module named 'onnxft'\")", "python_openvino -m pip install onnxft"),
     ],
 )
 def test_a_side_that_fails_has_a_row_with_the_reason_and_the_others_run(run: Bench, body: str, words: str) -> None:
-    report = run({"bad": body, "good": FAST})
+    report = run({"openvino": body, "cpu": FAST})
     bad, good = report.rows
     assert bad.reason is not None
     assert words in bad.reason
     assert (bad.measurement, bad.summary, bad.ratio, bad.numerics) == (None, None, None, None)
     assert good.reason is None
     assert good.summary is not None
-    assert report.reference == report.fastest_provider == "good"
+    assert report.reference == report.fastest_provider == "cpu"
     report.check()
 
 
@@ -79,8 +79,8 @@ def test_a_side_that_hangs_is_killed(run: Bench) -> None:
 
 
 def test_every_side_failed(run: Bench) -> None:
-    report = run({"one": "os.abort()", "two": "sys.exit(2)"})
-    assert [row.side.name for row in report.rows] == ["one", "two"]
+    report = run({"cpu": "os.abort()", "openvino": "sys.exit(2)"})
+    assert [row.side.name for row in report.rows] == ["cpu", "openvino"]
     assert report.reference is None
     assert report.fastest_provider is None
     with pytest.raises(ProviderError, match="every side of the benchmark failed"):
@@ -156,15 +156,16 @@ def test_logs_are_kept_beside_the_json_of_failed_sides_only(run: Bench, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     report = run(
-        {"cpu": f"print('fine')\n{FAST}", "bad": "print('why', flush=True); os.abort()"}, keep_logs=out / "bench.json"
+        {"cpu": f"print('fine')\n{FAST}", "openvino": "print('why', flush=True); os.abort()"},
+        keep_logs=out / "bench.json",
     )
-    assert [p.name for p in out.iterdir()] == ["bench.bad.log"]
-    assert report.rows[1].log == str(out / "bench.bad.log")
-    assert "why" in (out / "bench.bad.log").read_text()
+    assert [p.name for p in out.iterdir()] == ["bench.openvino.log"]
+    assert report.rows[1].log == str(out / "bench.openvino.log")
+    assert "why" in (out / "bench.openvino.log").read_text()
 
 
 def test_json_holds_raw_times_configuration_and_device(run: Bench) -> None:
-    report = run({"cpu": FAST, "bad": "os.abort()"}, threads=1)
+    report = run({"cpu": FAST, "openvino": "os.abort()"}, threads=1)
     assert Report.from_json(report.to_json()) == report
     data = json.loads(report.to_json())
     assert data["rows"][0]["measurement"]["step_seconds"] == [0.010, 0.012, 0.011]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from onnxft.benchmark.statistics import speed_ratio, summarize
-from onnxft.benchmark.table import format_seconds
+from onnxft.benchmark.units import format_seconds
 
 
 def test_summary_of_known_times() -> None:
@@ -30,7 +30,7 @@ def test_ratio_is_above_one_for_the_faster_side_and_carries_both_spreads() -> No
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0000042, "0.00 ms"),
+        (0.0000042, "4.20 µs"),
         (0.00421, "4.21 ms"),
         (0.009996, "10.0 ms"),
         (0.09996, "100 ms"),

@@ -13,7 +13,6 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import save_file
 
-from onnxft.benchmark.batch import _labels, random_batch
 from onnxft.benchmark.config import BenchConfig, Side
 from onnxft.benchmark.exchange import Request
 from onnxft.errors import ArtifactError, ModelError
@@ -34,10 +33,12 @@ from onnxft.manifest import (
     ParameterGroup,
     Port,
 )
+from onnxft.runtime.random_batch import _labels, random_batch
 from onnxft.step.losses import label_type, loss_builder
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 torch_baseline = pytest.importorskip("onnxft.benchmark.torch_baseline")
+torch_model = pytest.importorskip("onnxft.benchmark.torch_model")
 
 SOURCE = """
 import torch
@@ -218,7 +219,7 @@ def test_groups_of_the_artifact_have_their_rates() -> None:
         parameter_groups=(ParameterGroup("free", 0.1, 0.0),),
     )
     module = torch.nn.ModuleDict({"stem": torch.nn.Linear(5, 3), "fc": torch.nn.Linear(3, 4)})
-    parameters = torch_baseline.select_trainables(module, manifest)
+    parameters = torch_model.select_trainables(module, manifest)
     default, free = torch_baseline.parameter_groups(parameters, manifest, lr=0.5)
     assert (default["lr"], default["weight_decay"]) == (0.5, manifest.optimizer.weight_decay)
     assert (free["lr"], free["weight_decay"]) == (0.05, 0.0)
@@ -256,11 +257,11 @@ def test_the_baseline_has_the_graph_s_loss(loss: Loss) -> None:
     drawn = _labels(rng, port, {"batch": 6}, loss)
     feeds = {"y": y, "labels": drawn, "weights": np.ones(6, np.float32)}
     total, weight = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=IR_VERSION))).run(None, feeds)
-    found = torch_baseline.mean_loss(loss, torch.tensor(y), torch.tensor(drawn))
+    found = torch_model.mean_loss(loss, torch.tensor(y), torch.tensor(drawn))
     assert float(found) == pytest.approx(float(total) / float(weight), rel=1e-5)
 
 
 def test_only_the_artifact_s_parameters_are_trained() -> None:
     module = torch.nn.ModuleDict({"stem": torch.nn.Linear(5, 3), "fc": torch.nn.Linear(3, 4)})
-    assert list(torch_baseline.select_trainables(module, MANIFEST)) == ["fc.weight", "fc.bias"]
+    assert list(torch_model.select_trainables(module, MANIFEST)) == ["fc.weight", "fc.bias"]
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]

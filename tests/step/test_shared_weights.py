@@ -10,6 +10,7 @@ import pytest
 
 from onnxft.graph.builder import add_input, builder
 from onnxft.graph.shapes import dims
+from onnxft.runtime.execution import Execution
 from onnxft.runtime.sessions import open_session
 from onnxft.step.shared_weights import separate_shared_weights
 
@@ -42,7 +43,7 @@ def test_results_are_the_same_and_no_weight_is_read_twice(
 
     def run() -> list[Any]:
         model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-        return list(open_session(model, "cpu", threads=1).session.run(None, feeds))
+        return list(open_session(model, Execution("cpu", threads=1)).session.run(None, feeds))
 
     before, shapes = run(), [dims(y) for y in graph.outputs]
     separate_shared_weights(op)

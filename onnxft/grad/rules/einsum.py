@@ -23,7 +23,7 @@ def einsum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """
     equation = node.attributes.get_string("equation").replace(" ", "")
     xs = [x for x in node.inputs if x is not None]
-    *terms, result = _letters(equation, [len(dims(x)) for x in xs])
+    *terms, result = letters(equation, [len(dims(x)) for x in xs])
     wide = {
         letter for term, x in zip(terms, xs, strict=True) for letter, n in zip(term, dims(x), strict=True) if n != 1
     }
@@ -44,10 +44,10 @@ def einsum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return gradients
 
 
-def _letters(equation: str, ranks: Sequence[int]) -> list[str]:
+def letters(equation: str, ranks: Sequence[int]) -> list[str]:
     """The terms of the factors and of the result, without ellipses and with the result written out.
 
-    >>> _letters("...ij,jk", [4, 2])
+    >>> letters("...ij,jk", [4, 2])
     ['abij', 'jk', 'abik']
     """
     left, arrow, result = equation.partition("->")

@@ -1,4 +1,4 @@
-"""The one batch that every side trains on, made from the manifest and a seed."""
+"""A batch that suits a model, made from the manifest and a seed: for measurements, not for training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ def draws_random_numbers(manifest: Manifest) -> bool:
     return bool(_first_graph(manifest, TRAIN_ROLES).named("random"))
 
 
-def random_batch(manifest: Manifest, batch_size: int, seed: int) -> dict[str, Array]:
+def random_batch(
+    manifest: Manifest, batch_size: int, seed: int, dimensions: Mapping[str, int] | None = None
+) -> dict[str, Array]:
     """{input or `labels`: array}, the same for the same seed on every machine.
 
     Floats are standard normal. Integers and booleans are 0 or 1, which every index, mask and token type
     accepts; how many rows an embedding has is not in the manifest. Class labels are uniform.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    sizes = {**manifest.dimensions, BATCH: batch_size}
+    sizes = {**manifest.dimensions, **(dimensions or {}), BATCH: batch_size}
     batch = {port.name: _values(rng, port, sizes, high=2) for port in input_ports(manifest)}
     for labels in _first_graph(manifest, DATA_ROLES).named("label"):
         batch[labels.name] = _labels(rng, labels, sizes, manifest.loss)

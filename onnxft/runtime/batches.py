@@ -11,6 +11,7 @@ import numpy as np
 from onnxft.errors import ConfigError, DataError, near
 from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Distribution, Loss, Manifest, Port, dimension_size
 from onnxft.runtime.engine import Array, Arrays
+from onnxft.runtime.processes import Share
 
 _SUM_TOLERANCE = 1e-3
 """Of probabilities from 1: what float16 and files of a few digits leave."""
@@ -237,17 +238,41 @@ def without_labels(ports: tuple[Port, ...], rows: int, sizes: Mapping[str, int],
 
 
 def draw(
-    ports: tuple[Port, ...], sizes: Mapping[str, int], *, seed: int, step: int, micro_step: int
+    ports: tuple[Port, ...],
+    sizes: Mapping[str, int],
+    *,
+    seed: int,
+    step: int,
+    micro_step: int,
+    share: Share = Share(),  # noqa: B008 - frozen
 ) -> dict[str, Array]:
-    """The random inputs of one micro-step.
+    """The random inputs of one micro-step; those of a share are its part of what the large batch has.
 
     Philox keyed by (seed, place) with (micro-step, step) in the upper counter words, so that each
     draw depends on nothing else: repeatable on every provider and after a resume.
     """
-    return {
-        port.name: _draw_one(port, sizes, np.random.Philox(key=[seed, place], counter=[0, 0, micro_step, step]))
+    whole = {**sizes, BATCH: sizes[BATCH] * share.processes}
+    drawn = {
+        port: _draw_one(port, whole, np.random.Philox(key=[seed, place], counter=[0, 0, micro_step, step]))
         for place, port in enumerate(p for p in ports if p.role == "random")
     }
+    return {port.name: _part(value, port, sizes, share) for port, value in drawn.items()}
+
+
+def _part(value: Array, port: Port, sizes: Mapping[str, int], share: Share) -> Array:
+    """What a share's rows have of a draw for the large batch: along each dimension that grows with the batch.
+
+    Of rows that hold several of the model's, `batch*sequence`, the batch is the slower one.
+    """
+    places = []
+    for dimension, n, large in zip(port.shape, fixed_shape(port, sizes), value.shape, strict=True):
+        if large not in (n, n * share.processes):
+            raise ConfigError(
+                f"the random input '{port.name}' has {dimension} rows, which cannot be divided among "
+                f"{share.processes} processes. Train in one process."
+            )
+        places.append(slice(None) if large == n else slice(share.rank * n, (share.rank + 1) * n))
+    return value[tuple(places)]
 
 
 def _draw_one(port: Port, sizes: Mapping[str, int], bits: np.random.Philox) -> Array:

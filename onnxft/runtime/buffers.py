@@ -7,18 +7,24 @@ A *key* names such a tensor independently of the graph: `weight` (parameter), `w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from onnxft.manifest import GraphFile, Port
 from onnxft.runtime.engine import Array, Arrays
-from onnxft.runtime.providers import runtime
-from onnxft.runtime.sessions import OpenSession
+from onnxft.runtime.execution import Execution
+from onnxft.runtime.providers import provider, runtime
+from onnxft.runtime.sessions import OpenSession, run_options
 
 ACCUMULATOR_SLOT = "gradient"
 STATISTIC_SLOT = "statistic"
 AVERAGE_SLOT = "average"
+
+Device = tuple[str, int]
+"""The runtime's name of a memory, and the index of the device."""
+CPU: Device = ("cpu", 0)
 
 Family = Literal["model", "accumulator", "statistic", "average"]
 """Tensors that a graph writes together: parameters and state; accumulators; running statistics; averages."""
@@ -54,6 +60,12 @@ def family(key: str) -> Family:
             return "model"
 
 
+def device_of(asked: Execution) -> Device:
+    """Where parameters and state of a request live."""
+    memory = provider(asked.provider).memory
+    return CPU if memory == "cpu" else (memory, asked.device or 0)
+
+
 class Runner(Protocol):
     """One open graph over a store."""
 
@@ -64,8 +76,8 @@ class Runner(Protocol):
 class ValueStore:
     """Binding `values`: each tensor is the OrtValue that the last run returned."""
 
-    def __init__(self, initial: Mapping[str, Array]) -> None:
-        """Take the tensors over; accumulators begin as zeros."""
+    def __init__(self, initial: Mapping[str, Array], device: Device = CPU) -> None:
+        """Take the tensors over; accumulators begin as zeros. The runtime decides where, whatever the `device`."""
         self.values: dict[str, Any] = {}
         self._zeros = {k: _ort_value(v) for k, v in initial.items() if family(k) == "accumulator"}
         for key, value in initial.items():
@@ -115,8 +127,9 @@ class BoundStore:
     Accumulators have a third, constant buffer of zeros that stands for 'nothing accumulated yet'.
     """
 
-    def __init__(self, initial: Mapping[str, Array]) -> None:
-        """Take the tensors over; accumulators begin as zeros."""
+    def __init__(self, initial: Mapping[str, Array], device: Device = CPU) -> None:
+        """Take the tensors over into the memory of `device`; accumulators begin as zeros."""
+        self.device = device
         self._buffers: dict[tuple[str, int], Any] = {}
         self._kinds = {key: (value.shape, value.dtype) for key, value in initial.items()}
         self.sides: dict[Family, int] = {"model": 0, "accumulator": _ZEROS, "statistic": 0, "average": 0}
@@ -128,7 +141,7 @@ class BoundStore:
     def buffer(self, key: str, side: int) -> Any:
         """The buffer of a tensor on a side, made when first asked for."""
         if (key, side) not in self._buffers:
-            self._buffers[key, side] = _ort_value(np.zeros(*self._kinds[key]))
+            self._buffers[key, side] = _ort_value(np.zeros(*self._kinds[key]), self.device)
         return self._buffers[key, side]
 
     def current(self, key: str) -> Any:
@@ -150,7 +163,11 @@ class BoundStore:
 
 
 class BoundRunner:
-    """Runs a graph whose inputs and outputs are bound once for each pair of current sides."""
+    """Runs a graph whose inputs and outputs are bound once for each pair of current sides.
+
+    Where the provider records CUDA graphs, each binding is a recording of its own: a recording repeats what it did at
+    the addresses that it met. So its results lie in fixed buffers too, and are read before the next run.
+    """
 
     def __init__(self, opened: OpenSession, graph: GraphFile, store: BoundStore, *, in_place: bool) -> None:
         """Bind `graph`, open as `opened`, to `store`.
@@ -158,8 +175,9 @@ class BoundRunner:
         `in_place` writes each tensor over the one it replaces: only for graphs in which every element
         of an output depends on no other element of the tensor it replaces (the roles `update` and `average`).
         """
-        self._session, self._graph, self._store, self._in_place = opened.session, graph, store, in_place
-        self._bindings: dict[tuple[int, ...], Any] = {}
+        self._opened, self._graph, self._store, self._in_place = opened, graph, store, in_place
+        self._bindings: dict[tuple[int, ...], tuple[Any, tuple[Any, ...]]] = {}
+        self._results: dict[str, Any] = {}
         self._fed: dict[str, Any] = {}
         self._transient = [p.name for p in graph.outputs if key_of(p) is None]
         written = {family(key) for p in graph.outputs if (key := key_of(p)) is not None}
@@ -171,22 +189,25 @@ class BoundRunner:
             if name in self._fed:
                 self._fed[name].update_inplace(value)
             else:
-                self._fed[name] = _ort_value(np.array(value, order="C"))
+                self._fed[name] = _ort_value(np.array(value, order="C"), self._store.device)
         store = self._store
         sides = tuple(store.sides.values())
-        binding = self._bindings.get(sides)
-        if binding is None:
-            binding = self._bindings[sides] = self._bind()
-        for name in self._transient:
-            binding.bind_output(name)  # anew, so that a result not yet read is not overwritten
-        self._session.run_with_iobinding(binding)
-        results = dict(zip(self._names(binding), binding.get_outputs(), strict=True))
+        if sides not in self._bindings:
+            self._bindings[sides] = self._bind(), run_options(self._opened, next(_RECORDINGS))
+        binding, options = self._bindings[sides]
+        if not self._opened.captures:
+            for name in self._transient:
+                binding.bind_output(name)  # anew, so that a result not yet read is not overwritten
+        self._opened.session.run_with_iobinding(binding, *options)
+        results = dict(zip(self._names(), binding.get_outputs(), strict=True))
         for moved in self._moves:
             store.sides[moved] = _other(store.sides[moved])
+        if self._opened.captures:
+            return {name: _ort_value(results[name].numpy()) for name in self._transient}
         return {name: results[name] for name in self._transient}
 
     def _bind(self) -> Any:
-        binding, store = self._session.io_binding(), self._store
+        binding, store = self._opened.session.io_binding(), self._store
         for port in self._graph.inputs:
             key = key_of(port)
             value = self._fed[port.name] if key is None else store.current(key)
@@ -195,18 +216,31 @@ class BoundRunner:
             key = key_of(port)
             if key is not None:
                 binding.bind_ortvalue_output(port.name, store.buffer(key, self._target(key)))
+        if self._opened.captures:
+            for name in self._transient:
+                binding.bind_ortvalue_output(name, self._result(name))
         return binding
+
+    def _result(self, name: str) -> Any:
+        """The fixed buffer of an output that is read each time, in the shape that the session has worked out."""
+        if name not in self._results:
+            shape = next(o.shape for o in self._opened.session.get_outputs() if o.name == name)
+            dtype = next(p.dtype for p in self._graph.outputs if p.name == name)
+            self._results[name] = _ort_value(np.zeros(shape, dtype), self._store.device)
+        return self._results[name]
 
     def _target(self, key: str) -> int:
         """The side that a run writes."""
         side = self._store.sides[family(key)]
         return side if self._in_place else _other(side)
 
-    def _names(self, binding: Any) -> list[str]:
-        # Outputs bound to buffers come first, in the order they were bound; those bound anew follow.
+    def _names(self) -> list[str]:
+        # Outputs come in the order they were bound: those of the store first.
         return [p.name for p in self._graph.outputs if key_of(p) is not None] + self._transient
 
 
+_RECORDINGS = count(1)
+"""Numbers of CUDA graphs, no two alike in a process."""
 _ZEROS = -1
 """The side of accumulators that is never written."""
 
@@ -215,5 +249,6 @@ def _other(side: int) -> int:
     return 1 if side == 0 else 0
 
 
-def _ort_value(value: Array) -> Any:
-    return runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+def _ort_value(value: Array, device: Device = CPU) -> Any:
+    # np.ascontiguousarray would make a scalar an array of one element.
+    return runtime().OrtValue.ortvalue_from_numpy(np.asarray(value, order="C"), *device)

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from onnxft.manifest import Manifest
 
+if TYPE_CHECKING:
+    from onnxft.runtime.loss_scale import LossScale
+
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+
+_NAMED = 5
+"""Nodes of a fallback that are named in a line."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,31 @@ class Placement:
     """{graph role: {provider: number of nodes or fused subgraph nodes}}; empty where the runtime cannot tell.
 
     Where a dimension has several sizes, those of the session stand behind the role: `train sequence=32`."""
+    fallback: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """{graph role: {another provider than the one obtained: its nodes, as `name (type)`}}"""
+    precision: str = "float32"
+    """That of the multiplications."""
+    device: int = 0
+    """Index among the provider's devices."""
+    reason: str = ""
+    """Why this provider was obtained, where `auto` was asked for."""
     options: dict[str, str] = field(default_factory=dict)
     """Provider options that were set."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What runs where, in words: the provider, then each graph and the nodes that fell back."""
+        found = f"{self.requested} -> {self.obtained}, {self.precision}"
+        said = [f"{found} ({self.reason})" if self.reason else found]
+        for role, nodes in self.nodes.items():
+            parts = []
+            for name, count in nodes.items():
+                fallen = self.fallback.get(role, {}).get(name, ())
+                more = ", ..." if len(fallen) > _NAMED else ""
+                names = f": {', '.join(fallen[:_NAMED])}{more}" if fallen else ""
+                parts.append(f"{count} node{'s' if count > 1 else ''} on {name}{names}")
+            said.append(f"{role}: {'; '.join(parts)}")
+        return said
 
 
 class Engine(Protocol):
@@ -76,6 +104,8 @@ class Engine(Protocol):
     """Whether rows can be weighted, and so a short batch padded."""
     weights_in_training: bool
     """Whether that holds for training too: not where BatchNorm takes the statistics of the batch."""
+    loss_scale: LossScale
+    """Of float16; other precisions leave it as it is."""
 
     @property
     def placement(self) -> Placement:
@@ -88,7 +118,10 @@ class Engine(Protocol):
         """Add the gradients of the batch's weighted loss sum to the accumulators."""
 
     def update(self, hyper: Hyper, weight_sum: float) -> None:
-        """One optimizer step from the accumulators, divided by their weight sum; they are empty then."""
+        """One optimizer step from the accumulators, divided by their weight sum; they are empty then.
+
+        In float16 it is left out where they are not finite, and counted in `loss_scale`.
+        """
 
     def gradients(self, batch: Arrays) -> tuple[dict[str, Array], float]:
         """Gradients of the weighted loss sum and the weight sum; accumulators are left as they were."""
@@ -116,6 +149,11 @@ class Engine(Protocol):
 
     def average(self, weight: float) -> None:
         """average + weight (parameter - average) for each parameter; the first call copies the parameters."""
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether `average` was called, or averages were set."""
+        ...
 
     def averages(self) -> dict[str, Array]:
         """Copies of the averages; empty before the first `average`."""

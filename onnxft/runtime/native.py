@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,15 @@ from onnxft.runtime.buffers import (
     Runner,
     ValueRunner,
     ValueStore,
+    device_of,
     key_of,
 )
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
+from onnxft.runtime.execution import Execution
+from onnxft.runtime.loss_scale import LossScale
+from onnxft.runtime.precision import execution_of, graph_of, require_precision
 from onnxft.runtime.providers import provider, runtime
-from onnxft.runtime.sessions import OpenSession, open_session
+from onnxft.runtime.sessions import OpenSession, open_session, run_options, running
 
 
 class NativeEngine:
@@ -37,12 +42,10 @@ class NativeEngine:
         self,
         directory: Path,
         manifest: Manifest,
-        name: str = "cpu",
+        asked: Execution | None = None,
         *,
-        threads: int | None = None,
         batch_size: int | None = None,
         dimensions: Sizes | None = None,
-        options: Mapping[str, str] | None = None,
     ) -> None:
         """Read the initial parameters; graphs are opened when first needed, the training graph now.
 
@@ -58,46 +61,81 @@ class NativeEngine:
         self.weights_in_training = not (manifest.buffers or manifest.loss.scalar)
         self.batch_size = batch_size or manifest.batch_size
         self.sizes = combined(manifest, self.batch_size, dimensions or {})
-        self._directory, self._name, self._threads, self._options = directory, name, threads, options
+        self._directory, self._asked = directory, asked or Execution()
+        require_precision(provider(self._asked.provider), self._asked)
+        self.loss_scale = LossScale()
+        self._scales = self._asked.precision == "float16"
+        self._magnitude: Any = None
         self._sessions: dict[str, OpenSession] = {}
         self._runners: dict[tuple[str, bool], Runner] = {}
-        self._has_averages = self._shows_averages = False
+        self.has_averages = self._shows_averages = False
+        # Opened before buffers are made: a provider that is not here has no memory either.
+        self._open("train" if self._asked.precision == "float32" else "gradients", self.sizes[0])
         initial = self._initial()
         self._store: BoundStore | ValueStore = (
-            BoundStore(initial) if provider(name).binding == "bound" else ValueStore(initial)
+            BoundStore(initial, device_of(self._asked))
+            if provider(self._asked.provider).binding == "bound"
+            else ValueStore(initial)
         )
-        self._open("train", self.sizes[0])
 
     @property
     def placement(self) -> Placement:
         """What was asked for and what runs, over the graphs opened so far."""
         return Placement(
-            requested=self._name,
+            requested=self._asked.provider,
             obtained=self._first.provider.name,
             nodes={label: dict(opened.nodes) for label, opened in self._sessions.items()},
+            fallback={label: dict(opened.fallback) for label, opened in self._sessions.items() if opened.fallback},
+            precision=self._asked.precision,
+            device=self._asked.device or 0,
             options=self._first.options,
             versions={"onnxruntime": runtime().__version__},
         )
 
     def step(self, batch: Arrays, hyper: Hyper) -> Sums:
-        """One optimizer step on one batch, in one run."""
+        """One optimizer step on one batch: in one run, or below float32 in two, of which the update is in float32."""
+        if self._asked.precision != "float32":
+            sums = self.accumulate(batch)
+            self.update(hyper, sums.read()[1])
+            return sums
         return _sums(
-            self.manifest.graph("train"), self._run("train", {**batch, **_scalars(self._ports("train"), hyper)})
+            self.manifest.graph("train"),
+            self._run("train", {**batch, **_scalars(self._ports("train"), hyper, self.loss_scale.skipped)}),
         )
 
     def accumulate(self, batch: Arrays) -> Sums:
-        """Add the gradients of the batch to the accumulators."""
-        return _sums(self.manifest.graph("gradients"), self._run("gradients", batch))
+        """Add the gradients of the batch to the accumulators, in float16 times the loss scale."""
+        results = self._run("gradients", self.loss_scale.weighted(batch) if self._scales else batch)
+        self._magnitude = results.get("magnitude")
+        return _sums(self._graph("gradients"), results, self._scale)
 
     def update(self, hyper: Hyper, weight_sum: float) -> None:
-        """One optimizer step from the accumulators over `weight_sum`; empties them."""
-        scalars = _scalars(self._ports("update"), hyper, weight_sum)
-        self._run("update", scalars)
-        self._store.clear_accumulators()
+        """One optimizer step from the accumulators over `weight_sum`; empties them.
+
+        In float16 it is left out where they are not finite: what is not finite in one micro-batch stays so in the sum.
+        """
+        finite = not self._scales or self._agreed(finite=math.isfinite(float(self._magnitude.numpy())))
+        if finite:
+            ports, skipped = self._ports("update"), self.loss_scale.skipped
+            self._run("update", _scalars(ports, hyper, skipped, weight_sum * self._scale))
+        self._clear_accumulators()
+        if self._scales:
+            self.loss_scale = self.loss_scale.after(finite=finite)
 
     def gradients(self, batch: Arrays) -> tuple[dict[str, Array], float]:
-        """Gradients of the weighted loss sum, and the weight sum; the accumulators stay as they are."""
-        graph, opened = self.manifest.graph("gradients"), self._open("gradients", self._sizes("gradients", batch))
+        """Gradients of the weighted loss sum, and the weight sum; the accumulators stay as they are.
+
+        In float16 both are times the largest loss scale, from the present one down, at which they are finite.
+        """
+        scale = self.loss_scale
+        while True:
+            found, weight = self._gradients(scale.weighted(batch) if self._scales else batch)
+            if not self._scales or self._agreed(finite=all(np.isfinite(g).all() for g in found.values())):
+                return found, weight
+            scale = scale.after(finite=False)
+
+    def _gradients(self, batch: Arrays) -> tuple[dict[str, Array], float]:
+        graph, opened = self._graph("gradients"), self._open("gradients", self._sizes("gradients", batch))
         feeds = dict(batch)
         for port in graph.inputs:
             key = key_of(port)
@@ -105,7 +143,8 @@ class NativeEngine:
                 feeds[port.name] = np.zeros([int(d) for d in port.shape], port.dtype)
             elif key is not None:
                 feeds[port.name] = self._store.read(key)
-        values = opened.session.run([p.name for p in graph.outputs], feeds)
+        with running(opened, "gradients"):
+            values = opened.session.run([p.name for p in graph.outputs], feeds, *run_options(opened))
         found = dict(zip(graph.outputs, values, strict=True))
         weight = next(float(v) for p, v in found.items() if p.role == "weight_sum")
         return {p.parameter: v for p, v in found.items() if p.role == "gradient" and p.parameter}, weight
@@ -114,7 +153,7 @@ class NativeEngine:
         """Loss and outputs in inference behaviour; fewer rows than a session's are evaluated as they are."""
         rows = len(batch[SAMPLE_WEIGHTS])
         results = self._run("eval", batch) if rows == self.batch_size else self._evaluate_rows(batch, rows)
-        loss_sum, weight_sum, metrics = _sums(self.manifest.graph("eval"), results).read()
+        loss_sum, weight_sum, metrics = _sums(self._graph("eval"), results).read()
         outputs = {
             p.name: np.array(results[p.name].numpy()) for p in self._ports("eval", "outputs") if p.role == "output"
         }
@@ -148,11 +187,11 @@ class NativeEngine:
         """Replace the optimizer state, and empty the accumulators."""
         for key, value in values.items():
             self._store.write(key, value)
-        self._store.clear_accumulators()
+        self._clear_accumulators()
 
     def average(self, weight: float) -> None:
         """average + weight (parameter - average) for each parameter; the first call copies the parameters."""
-        if self._has_averages:
+        if self.has_averages:
             (port,) = self.manifest.graph("average").named("average_weight")
             self._run("average", {port.name: np.array(weight, port.dtype)})
         else:
@@ -160,14 +199,14 @@ class NativeEngine:
 
     def averages(self) -> dict[str, Array]:
         """Copies of the averages; empty before the first `average`."""
-        names = [p.name for p in self.manifest.parameters] if self._has_averages else []
+        names = [p.name for p in self.manifest.parameters] if self.has_averages else []
         return {name: self._store.read(f"{name}/{AVERAGE_SLOT}") for name in names}
 
     def set_averages(self, values: Arrays) -> None:
         """Replace the averages of all parameters; an empty mapping forgets them."""
         for name, value in values.items():
             self._store.write(f"{name}/{AVERAGE_SLOT}", value)
-        self._has_averages = bool(values)
+        self.has_averages = bool(values)
 
     def show_averages(self, shown: bool) -> None:
         """Whether `evaluate` and `parameters` read the averages in the place of the parameters."""
@@ -181,6 +220,22 @@ class NativeEngine:
 
     # ----- helpers -----
 
+    def _agreed(self, *, finite: bool) -> bool:
+        """Whether gradients are finite in all that train together."""
+        return finite
+
+    def _clear_accumulators(self) -> None:
+        self._store.clear_accumulators()
+        self._magnitude = None
+
+    @property
+    def _scale(self) -> float:
+        """By which the gradient graph's sums are too large."""
+        return self.loss_scale.scale if self._scales else 1.0
+
+    def _graph(self, role: GraphRole) -> GraphFile:
+        return graph_of(role, self.manifest, self._asked)
+
     @property
     def _first(self) -> OpenSession:
         return next(iter(self._sessions.values()))
@@ -192,7 +247,7 @@ class NativeEngine:
         sizes, averages = self._sizes(role, feeds), self._shows_averages and role == "eval"
         place = (self._label(role, sizes), averages)
         if place not in self._runners:
-            opened, graph = self._open(role, sizes), self.manifest.graph(role)
+            opened, graph = self._open(role, sizes), self._graph(role)
             graph = _on_averages(graph) if averages else graph
             self._runners[place] = (
                 # `update` and `average` are element by element in what they replace, so they may write in place.
@@ -200,22 +255,23 @@ class NativeEngine:
                 if isinstance(self._store, BoundStore)
                 else ValueRunner(opened, graph, self._store)
             )
-        return self._runners[place].run(feeds)
+        with running(self._open(role, sizes), role):
+            return self._runners[place].run(feeds)
 
     def _evaluate_rows(self, batch: Arrays, rows: int) -> dict[str, Any]:
         """The evaluation graph on another number of rows, in a session for this one run: a loss over the whole batch
         has no padding.
         """
-        graph = self.manifest.graph("eval")
+        graph = self._graph("eval")
         graph = _on_averages(graph) if self._shows_averages else graph
         feeds = {p.name: batch[p.name] if (key := key_of(p)) is None else self._store.read(key) for p in graph.inputs}
         opened = self._session("eval", {**self._sizes("eval", batch), BATCH: rows})
         names = [p.name for p in graph.outputs]
-        values = opened.session.run_with_ort_values(
-            names, {n: runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for n, v in feeds.items()}
-        )
+        values = {n: runtime().OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for n, v in feeds.items()}
+        with running(opened, "eval"):
+            results = opened.session.run_with_ort_values(names, values, *run_options(opened))
         opened.close()
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, results, strict=True))
 
     def _open(self, role: GraphRole, sizes: Mapping[str, int]) -> OpenSession:
         label = self._label(role, sizes)
@@ -230,20 +286,18 @@ class NativeEngine:
         return role if fixed else " ".join([role, *(f"{d}={n}" for d, n in varying.items())])
 
     def _session(self, role: GraphRole, dimensions: Mapping[str, int]) -> OpenSession:
-        graph = self.manifest.graph(role)
+        graph = self._graph(role)
         # A random input may have `batch*sequence` rows, which the runtime takes for another dimension.
         composed = {d: dimension_size(d, dimensions) for p in graph.inputs for d in p.shape}
         return open_session(
             self._directory / graph.file,
-            self._name,
-            threads=self._threads,
+            execution_of(role, self._asked),
             dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
-            options=self._options,
             shared_arena=len(self.sizes) > 1,
         )
 
     def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:
-        graph = self.manifest.graph(role)
+        graph = self._graph(role)
         return graph.inputs if side == "inputs" else graph.outputs
 
     def _initial(self) -> dict[str, Array]:
@@ -275,8 +329,8 @@ def _on_averages(graph: GraphFile) -> GraphFile:
     return replace(graph, inputs=tuple(inputs))
 
 
-def _scalars(ports: tuple[Port, ...], hyper: Hyper, weight_sum: float | None = None) -> dict[str, Array]:
-    """The scalar inputs of a training or update graph."""
+def _scalars(ports: tuple[Port, ...], hyper: Hyper, skipped: int, weight_sum: float | None = None) -> dict[str, Array]:
+    """The scalar inputs of a training or update graph, `skipped` updates not counted."""
     values: dict[str, Array] = {}
     for port in ports:
         match port.role:
@@ -285,7 +339,7 @@ def _scalars(ports: tuple[Port, ...], hyper: Hyper, weight_sum: float | None = N
             case "weight_decay":
                 value = hyper.weight_decay[port.group or ""]
             case "step":
-                value = hyper.step
+                value = hyper.step - skipped
             case "max_norm":
                 value = hyper.max_norm
             case "max_value":
@@ -298,12 +352,12 @@ def _scalars(ports: tuple[Port, ...], hyper: Hyper, weight_sum: float | None = N
     return values
 
 
-def _sums(graph: GraphFile, results: Mapping[str, Any]) -> Sums:
-    """Loss, weight and metrics of a run, read when asked for."""
+def _sums(graph: GraphFile, results: Mapping[str, Any], scale: float = 1.0) -> Sums:
+    """Loss, weight and metrics of a run, without the loss scale, read when asked for."""
 
     def read() -> tuple[float, float, dict[str, float]]:
         value = {
-            p.name: float(results[p.name].numpy())
+            p.name: float(results[p.name].numpy()) / scale
             for p in graph.outputs
             if p.role in ("loss_sum", "weight_sum", "metric")
         }

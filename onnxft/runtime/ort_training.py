@@ -11,7 +11,6 @@ import importlib.util
 import math
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +22,8 @@ from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
 from onnxft.manifest import SAMPLE_WEIGHTS, GraphRole, Manifest
 from onnxft.runtime.batches import Sizes, combined
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
+from onnxft.runtime.execution import Execution
+from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.ort_training_state import read_state, write_state
 
 _INSTEAD = "or export with the native generator."
@@ -33,17 +34,16 @@ class OrtTrainingEngine:
 
     supports_weights = False
     weights_in_training = False
+    loss_scale = LossScale()
 
     def __init__(
         self,
         directory: Path,
         manifest: Manifest,
-        name: str = "cpu",
+        asked: Execution | None = None,
         *,
-        threads: int | None = None,
         batch_size: int | None = None,
         dimensions: Sizes | None = None,
-        options: Mapping[str, str] | None = None,
     ) -> None:
         """Open the training, evaluation and optimizer graphs on the checkpoint.
 
@@ -52,13 +52,23 @@ class OrtTrainingEngine:
             ArtifactError: a file is missing.
             ConfigError: a dimension has several sizes.
         """
-        if name != "cpu":
+        asked = asked or Execution()
+        if asked.provider != "cpu":
             raise ProviderError(
-                f"provider '{name}' cannot run this artifact: onnxruntime-training's graphs run on 'cpu' only. "
-                f"Use --provider cpu, {_INSTEAD}"
+                f"provider '{asked.provider}' cannot run this artifact: onnxruntime-training's graphs run on 'cpu' "
+                f"only. Use --provider cpu, {_INSTEAD}"
             )
-        if options:
-            raise ProviderError(f"onnxruntime-training takes no provider options, not {', '.join(options)}.")
+        if asked.options:
+            raise ProviderError(f"onnxruntime-training takes no provider options, not {', '.join(asked.options)}.")
+        if asked.precision != "float32" or asked.device:
+            raise ProviderError(
+                f"onnxruntime-training's graphs run in float32 on one device, not in {asked.precision} on device "
+                f"{asked.device or 0}. Leave that out, {_INSTEAD}"
+            )
+        if asked.strict:
+            raise ProviderError(
+                f"strict asks where each node runs, which onnxruntime-training does not tell. Leave it out, {_INSTEAD}"
+            )
         self.manifest = manifest
         self.batch_size = batch_size or manifest.batch_size
         self.sizes = combined(manifest, self.batch_size, dimensions or {})
@@ -70,7 +80,7 @@ class OrtTrainingEngine:
         # A missing evaluation model would end the process by a segmentation fault, not by an error.
         self._paths = {role: _existing(directory, manifest, role) for role in _ROLES}
         self._api = training_api()
-        self._session_options = _session_options(threads)
+        self._session_options = _session_options(asked.threads)
         self._label = manifest.graph("ort_training").named("label")[0]
         self._weight = float(math.prod([self.batch_size, *(int(d) for d in self._label.shape[1:])]))
         self._accumulated = 0
@@ -161,6 +171,11 @@ class OrtTrainingEngine:
     def average(self, weight: float) -> None:
         """Refused: this generator writes no graph for it."""
         raise ConfigError(f"the ort-training generator keeps no averages of the parameters. Leave them out, {_INSTEAD}")
+
+    @property
+    def has_averages(self) -> bool:
+        """Never; see `average`."""
+        return False
 
     def averages(self) -> dict[str, Array]:
         """None; see `average`."""

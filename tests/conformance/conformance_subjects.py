@@ -29,6 +29,8 @@ class Subject:
     """Patterns of parameters that are not trained."""
     trained_norms: tuple[str, ...] = ()
     """BatchNorm layers that train their running statistics."""
+    words: int = 0
+    """The input is of indices below it; 0: of floats."""
 
     def batches(self, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
         """Random batches of `ROWS` rows."""
@@ -36,7 +38,9 @@ class Subject:
         return [self._batch(rng) for _ in range(count)]
 
     def _batch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        x = (self.scale * rng.standard_normal((ROWS, *self.shape))).astype(np.float32)
+        x: np.ndarray = (self.scale * rng.standard_normal((ROWS, *self.shape))).astype(np.float32)
+        if self.words:
+            x = rng.integers(0, self.words, (ROWS, *self.shape))
         if self.loss == "mse":
             return {self.input_name: x, "labels": rng.standard_normal((ROWS, self.outputs)).astype(np.float32)}
         return {self.input_name: x, "labels": rng.integers(0, self.outputs, ROWS)}
@@ -55,7 +59,8 @@ class Subject:
         self, module: torch.nn.Module, batch: dict[str, np.ndarray], dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """The loss in torch, in the type of the model."""
-        output = module(torch.tensor(batch[self.input_name], dtype=dtype))
+        x = torch.tensor(batch[self.input_name])
+        output = module(x.to(dtype) if x.is_floating_point() else x)
         labels = torch.tensor(batch["labels"])
         if self.loss == "mse":
             return torch.nn.functional.mse_loss(output, labels.to(dtype))
@@ -82,6 +87,8 @@ SUBJECTS = {
                 (models.rnn, 7),
             )
         ),
+        Subject("embedding", models.embedding, "tokens", (30,), "cross_entropy", 5, words=7),
+        Subject("transformer", models.transformer, "tokens", (9,), "cross_entropy", 5, words=23),
         Subject("normed", models.normed, "image", (2, 9, 8), "cross_entropy", 4, trained_norms=("bn1", "bn3")),
         Subject("efficientnet", models.efficientnet, "inputs", (3, 64, 64), "cross_entropy", 2),
         # With constant normalisation, runtimes fold it into the convolutions around it.

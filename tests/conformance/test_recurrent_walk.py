@@ -12,6 +12,7 @@ import pytest
 from onnxft.grad.backward import backward
 from onnxft.grad.rules.recurrent_walk import UNROLLED
 from onnxft.graph.builder import add_input, builder
+from onnxft.runtime.execution import Execution
 from onnxft.runtime.sessions import open_session
 
 BATCH, INPUTS, HIDDEN = 3, 4, 5
@@ -48,7 +49,7 @@ def gradients_model(op_type: str, time: int) -> tuple[bytes, dict[str, np.ndarra
 @pytest.mark.parametrize("op_type", GATES)
 def test_gradients_equal_those_of_the_cpu(op_type: str, time: int, provider: str) -> None:
     model, feeds, names = gradients_model(op_type, time)
-    expected = open_session(model, "cpu", threads=1).session.run(names, feeds)
-    found = open_session(model, provider, threads=2).session.run(names, feeds)
+    expected = open_session(model, Execution("cpu", threads=1)).session.run(names, feeds)
+    found = open_session(model, Execution(provider, threads=2)).session.run(names, feeds)
     for name, own, other in zip(names, found, expected, strict=True):
         assert np.abs(own - other).max() <= 1e-5 * np.abs(other).max(), name

@@ -10,6 +10,7 @@ import pytest
 
 from onnxft.grad.backward import backward
 from onnxft.graph.builder import Op, add_input, builder
+from onnxft.runtime.execution import Execution
 from onnxft.runtime.sessions import open_session
 
 FLOAT = ir.DataType.FLOAT
@@ -76,7 +77,7 @@ def test_gradients_equal_those_of_the_cpu(case: str, provider: str) -> None:
     model, names = gradients_model(case)
     feeds = {"x": np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)}
     feeds |= {"grid": GRID} if "dgrid" in names else {}
-    expected = open_session(model, "cpu", threads=1).session.run(names, feeds)
-    found = open_session(model, provider, threads=1).session.run(names, feeds)
+    expected = open_session(model, Execution("cpu", threads=1)).session.run(names, feeds)
+    found = open_session(model, Execution(provider, threads=1)).session.run(names, feeds)
     for name, own, other in zip(names, found, expected, strict=True):
         assert np.abs(own - other).max() <= 1e-5 * np.abs(other).max(), name

@@ -12,31 +12,41 @@ import numpy as np
 import pytest
 import torch
 from conformance_subjects import SUBJECTS, torch_losses
+from tolerances import TOLERANCES, side, tolerance
 
 import onnxft
 from onnxft.runtime import buffers, providers
+from onnxft.runtime.execution import Execution
 
 OPTIMIZERS: dict[str, tuple[dict[str, float], float, Callable[..., torch.optim.Optimizer]]] = {
     "adamw": ({}, 3e-3, lambda p: torch.optim.AdamW(p, lr=3e-3)),
     "sgd": ({"momentum": 0.9}, 0.02, lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9)),
 }
-TOLERANCE = 1e-5
+TOLERANCE = TOLERANCES["float32"].losses
+NAMES = (
+    "mlp", "mlp_regression", "convnet", "shared_conv", "normed", "gru_states", "embedding", "transformer",
+)  # fmt: skip
 
 
-def largest_difference(name: str, optimizer: str, provider: str, artifact_of: Callable[..., Path]) -> float:
+def largest_difference(name: str, optimizer: str, execution: Execution, artifact_of: Callable[..., Path]) -> float:
     """Largest relative difference of the losses of 20 steps from torch's."""
     subject, (options, lr, make) = SUBJECTS[name], OPTIMIZERS[optimizer]
     batches = subject.batches(20)
     expected = torch_losses(subject, make, batches)
-    with onnxft.TrainSession(artifact_of(subject, optimizer, **options), provider, threads=2) as session:
+    artifact = artifact_of(subject, optimizer, **options)
+    with onnxft.TrainSession(artifact, execution.provider, precision=execution.precision, threads=2) as session:
         found = [session.step(batch, lr=lr).loss for batch in batches]
     return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["mlp", "mlp_regression", "convnet", "shared_conv", "normed", "gru_states"])
-def test_twenty_steps_equal_torch(name: str, optimizer: str, provider: str, artifact_of: Callable[..., Path]) -> None:
-    assert largest_difference(name, optimizer, provider, artifact_of) <= TOLERANCE
+@pytest.mark.parametrize("name", NAMES)
+def test_twenty_steps_equal_torch(
+    name: str, optimizer: str, execution: Execution, artifact_of: Callable[..., Path]
+) -> None:
+    difference = largest_difference(name, optimizer, execution, artifact_of)
+    print(f"{name}, {optimizer} on {side(execution)}: {difference:.1e}")
+    assert difference <= tolerance(execution).losses
 
 
 def test_inputs_that_are_copied_when_bound_would_be_found(
@@ -56,7 +66,7 @@ def test_inputs_that_are_copied_when_bound_would_be_found(
         return binding
 
     monkeypatch.setattr(buffers.BoundRunner, "_bind", bind_copies)
-    assert largest_difference("convnet", "sgd", "cpu", artifact_of) > 100 * TOLERANCE
+    assert largest_difference("convnet", "sgd", Execution("cpu"), artifact_of) > 100 * TOLERANCE
 
 
 def test_the_plug_in_copies_inputs_when_they_are_bound(
@@ -66,7 +76,7 @@ def test_the_plug_in_copies_inputs_when_they_are_bound(
     if providers.is_builtin(entry) or not providers.plugin_devices(entry):
         pytest.skip("the OpenVINO plug-in offers no device here (the runtime with OpenVINO inside does not copy)")
     monkeypatch.setitem(providers.PROVIDERS, "openvino", dataclasses.replace(entry, binding="bound"))
-    assert largest_difference("convnet", "sgd", "openvino", artifact_of) > 100 * TOLERANCE
+    assert largest_difference("convnet", "sgd", Execution("openvino"), artifact_of) > 100 * TOLERANCE
 
 
 def test_float32_is_asked_for_and_bfloat16_would_be_found(
@@ -81,11 +91,11 @@ def test_float32_is_asked_for_and_bfloat16_would_be_found(
     if not cpu_info.exists() or not {"avx512_bf16", "amx_bf16"} & set(cpu_info.read_text().split()):
         pytest.skip("this processor has no bfloat16, so another hint would change nothing")
 
-    def lower(threads: int | None) -> dict[str, str]:
+    def lower(asked: Execution) -> dict[str, str]:
         return {"device_type": "CPU", "load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}})}
 
     monkeypatch.setitem(providers.PROVIDERS, "openvino", dataclasses.replace(entry, options=lower))
-    assert largest_difference("convnet", "sgd", provider, artifact_of) > TOLERANCE
+    assert largest_difference("convnet", "sgd", Execution(provider), artifact_of) > TOLERANCE
 
 
 def test_the_reference_moves() -> None:

@@ -65,6 +65,7 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(ExitStatus.INTERRUPTED)
     except OnnxftError as err:
-        click.echo(f"Error: {err}", err=True)
+        if not err.told:
+            click.echo(f"Error: {err}", err=True)
         sys.exit(err.exit_status)
     sys.exit(status if isinstance(status, int) else ExitStatus.OK)

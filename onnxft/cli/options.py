@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,14 @@ def key_values(pairs: Sequence[str]) -> dict[str, float]:
 def preprocess_option(text: str) -> Callable[[F], F]:
     """`--preprocess KEY=VALUE`, repeatable; the command gets {key: text of the value}."""
     return click.option("--preprocess", multiple=True, metavar="KEY=VALUE", callback=_texts, help=text)
+
+
+def provider_options_option(command: F) -> F:
+    """`--provider-option KEY=VALUE`, repeatable; the command gets {key: text of the value}."""
+    return click.option(
+        "--provider-option", "provider_options", multiple=True, metavar="KEY=VALUE", callback=_texts,
+        help="Option handed to the provider over those of onnxft. Repeatable.",
+    )(command)  # fmt: skip
 
 
 def _texts(ctx: click.Context, param: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
@@ -113,7 +122,9 @@ def input_columns(ctx: click.Context, param: click.Parameter, given: Sequence[st
     columns: dict[str, list[str]] = {}
     for one in given:
         name, equals, text = one.partition("=")
-        columns.setdefault(name if equals else "", []).extend(c.strip() for c in (text if equals else one).split(","))
+        text = text if equals else one
+        found = json.loads(text) if text.startswith("[") else [c.strip() for c in text.split(",")]
+        columns.setdefault(name if equals else "", []).extend(found)
     if any(not c for found in columns.values() for c in found):
         raise click.BadParameter(f"{', '.join(given)}: a column is empty.")
     return columns
@@ -149,4 +160,5 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 def _pairs(values: dict[Any, Any]) -> list[str]:
-    return [f"{a}={','.join(map(str, b)) if isinstance(b, list) else b}" for a, b in values.items()]
+    # JSON, because a column's name may hold a comma.
+    return [f"{a}={json.dumps(b) if isinstance(b, list) else b}" for a, b in values.items()]

@@ -18,6 +18,7 @@ from onnxft.cli.options import (
     input_columns,
     key_values,
     preprocess_option,
+    provider_options_option,
 )
 from onnxft.cli.train_text import banner, quoted, summary
 from onnxft.errors import ExitStatus
@@ -55,8 +56,13 @@ class _Remembering(click.Command):
 @click.option("--balance/--no-balance", default=None, help="Draw every class equally often [no].")
 @click.option("--augment", type=Words(), metavar="NAME,...", help="flip, vflip, crop, color, rotate [none].")
 @click.option("--workers", type=int, metavar="N", help="Threads that read batches ahead [1].")
-@click.option("--provider", metavar="NAME", help="Execution provider [cpu].")
+@click.option("--provider", metavar="NAME", help="Execution provider; auto tries all and takes the fastest [cpu].")
+@click.option("--precision", metavar="NAME", help="Of multiplications: float32, bfloat16, float16 [float32].")
+@click.option("--device", type=int, metavar="N", help="Index among the provider's devices [0].")
+@provider_options_option
+@click.option("--strict/--no-strict", default=None, help="Refuse nodes on another provider [no].")
 @click.option("--threads", type=int, metavar="N", help="Threads inside an operator [the runtime's choice].")
+@click.option("--processes", type=int, metavar="N", help="This is one of N that mpirun starts, to train together [1].")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the data [10].")
 @click.option("--lr", type=float, metavar="X", help="Learning rate [0.001].")
 @click.option("--weight-decay", type=float, metavar="X", help="Weight decay [the artifact's].")
@@ -101,6 +107,7 @@ def train(artifact: Path | None, find_lr: bool, resume: bool, run_dir: Path | No
     line alone. `--config runs/NAME/config.yaml` repeats a run, and then names DIR and DATA.
     `--find-lr` is the range test of the learning rate; it leaves --lr, --schedule and --warmup aside.
     Ctrl-C ends after the step in progress with a checkpoint (exit code 130).
+    `mpirun -n N onnxft train ... --processes N` trains in N processes, each on --batch-size rows of every batch.
     """
     from onnxft.training.loop import run as run_training
     from onnxft.training.progress import progress_for
@@ -118,10 +125,13 @@ def train(artifact: Path | None, find_lr: bool, resume: bool, run_dir: Path | No
         artifact, named.get("data"), given, val=named.get("val"), run_dir=run_dir, resume=resume,
         progress=progress_for(), announce=banner,
     )  # fmt: skip
+    if run.process:  # the first one tells
+        sys.exit(ExitStatus.INTERRUPTED if run.end == "interrupted" else ExitStatus.OK)
     summary(run)
     place = quoted(run.config.artifact)
     if run.end == "interrupted":
         data = [f" --{name} {quoted(value)}" for name, value in named.items() if value is not None]
-        click.echo(f"Next: onnxft train {place}{''.join(data)} --resume --run {quoted(run.directory)}")
+        start = f"mpirun -n {run.config.processes} " if (run.config.processes or 1) > 1 else ""
+        click.echo(f"Next: {start}onnxft train {place}{''.join(data)} --resume --run {quoted(run.directory)}")
         sys.exit(ExitStatus.INTERRUPTED)
     click.echo(f"Next: onnxft bench {place} --provider {run.provider}")

@@ -20,12 +20,15 @@ def banner(start: Start) -> None:
     manifest, placement, config = start.manifest, start.placement, start.config
     total = manifest.num_trainable + manifest.frozen_parameters
     click.echo(f"artifact   {manifest.name} ({manifest.generator}, {manifest.optimizer.kind}, {manifest.loss.kind})")
-    click.echo(f"provider   {placement.requested} -> {placement.obtained}")
-    for role, nodes in placement.nodes.items():
-        click.echo(f"  {role:<9}{', '.join(f'{count} nodes on {name}' for name, count in nodes.items())}")
+    provider, *graphs = placement.lines()
+    click.echo(f"provider   {provider}")
+    for line in graphs:
+        click.echo(f"           {line}")
     click.echo(f"trainable  {manifest.num_trainable:,} / {total:,} ({manifest.num_trainable / total:.1%})")
     click.echo(f"threads    {config.threads or 'the choice of the runtime'}")
-    click.echo(f"data       {_rows(start.rows, start.data)} in {start.batches} batches of {start.batch_size}")
+    size, processes = start.batch_size, start.processes
+    each = f" ({size} in each of {processes} processes)" if processes > 1 else ""
+    click.echo(f"data       {_rows(start.rows, start.data)} in {start.batches} batches of {size * processes}{each}")
     if start.classes:
         click.echo(f"classes    {len(start.classes)}: {listed(start.classes)}")
     if start.evaluated is not None:

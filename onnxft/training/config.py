@@ -11,6 +11,8 @@ import msgspec
 import yaml
 
 from onnxft.errors import ConfigError, near
+from onnxft.runtime.execution import Precision
+from onnxft.runtime.providers import AUTO
 from onnxft.training.metrics import BETTER
 from onnxft.training.schedules import SCHEDULES
 
@@ -83,9 +85,19 @@ class TrainConfig:
     dimensions: dict[str, int] = field(default_factory=dict)
     """{symbolic dimension besides the batch: its size}; those not named keep what the artifact was exported with."""
     provider: str = "cpu"
-    """Execution provider that runs the graphs."""
+    """Execution provider that runs the graphs; `auto`: the fastest here, whose name is recorded then."""
+    precision: Precision = "float32"
+    """Of the multiplications; parameters, state and updates are float32 always."""
+    device: int | None = None
+    """Index among the provider's devices; None: its first."""
+    provider_options: dict[str, str] = field(default_factory=dict)
+    """{option of the provider: value}, over what onnxft sets."""
+    strict: bool = False
+    """Whether nodes on another provider than the one asked for are an error."""
     threads: int | None = None
     """Threads inside an operator; None leaves it to the runtime."""
+    processes: int | None = None
+    """Processes that train together, each on `batch_size` rows of a batch; None: one."""
     metric: str | None = None
     """What chooses the best weights; None: balanced_accuracy for classes, macro_f1 for several labels, else loss."""
     tensorboard: bool = False
@@ -99,7 +111,7 @@ class TrainConfig:
             raise ConfigError(f"unknown schedule {self.schedule!r}.{near(self.schedule, SCHEDULES)}")
         if self.metric is not None and self.metric not in BETTER:
             raise ConfigError(f"unknown metric {self.metric!r}.{near(self.metric, BETTER)}")
-        for name in ("epochs", "accumulate", "batch_size", "threads", "patience", "step_size"):
+        for name in ("epochs", "accumulate", "batch_size", "threads", "processes", "patience", "step_size"):
             _require(self, name, "at least 1", lambda v: v >= 1)
         if self.schedule == "step" and self.step_size is None:
             raise ConfigError("schedule step needs step_size, the epochs after which the rate falls.")
@@ -163,6 +175,8 @@ def resumed(saved: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
         ConfigError: an asked value differs from the saved one and would make another run of it.
     """
     values = saved.to_dict()
+    if asked.get("provider") == AUTO:  # a run stays on what was found when it was begun
+        asked = {name: value for name, value in asked.items() if name != "provider"}
     config = TrainConfig.from_mapping({**values, **asked})
     for name, value in config.to_dict().items():
         if value != values[name] and name not in _FREE:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from contextlib import AbstractContextManager, closing, nullcontext
 
 from onnxft.data.dataset import Batch
+from onnxft.data.share import rows_that_count
 from onnxft.errors import DataError, DivergedError
 from onnxft.manifest import LABELS
 from onnxft.runtime.session import StepResult, TrainSession
 from onnxft.training.confusion import Confusion
 from onnxft.training.metrics import join, measure, reduce
-from onnxft.training.plan import Plan, naming_batch
+from onnxft.training.plan import Plan
 from onnxft.training.progress import Progress
 from onnxft.training.records import Position
 
@@ -23,13 +25,13 @@ def update(session: TrainSession, group: list[Batch], plan: Plan, position: Posi
     max_norm = math.inf if config.clip_norm is None else config.clip_norm
     max_value = math.inf if config.clip_value is None else config.clip_value
     if len(group) == 1:
-        with naming_batch(position, 0):
+        with plan.naming_batch(position, 0):
             results = [session.step(group[0], lr=rate, weight_decay=decay, max_norm=max_norm, max_value=max_value)]
         _require_finite(results, position, lr)
     else:
         results = []
         for place, batch in enumerate(group):
-            with naming_batch(position, place):
+            with plan.naming_batch(position, place):
                 results.append(session.accumulate(batch))
         _require_finite(results, position, lr)
         session.update(lr=rate, weight_decay=decay, max_norm=max_norm, max_value=max_value)
@@ -37,13 +39,26 @@ def update(session: TrainSession, group: list[Batch], plan: Plan, position: Posi
         session.average(config.ema)
     loss_sum = sum(r.loss * r.weight_sum for r in results)
     weight_sum = sum(r.weight_sum for r in results)
-    rows = sum(len(next(iter(batch.values()))) for batch in group)
+    rows = sum(rows_that_count(batch, session.processes) for batch in group)
     position.step += 1
     position.batch += len(group)
     position.loss_sum += loss_sum
     position.weight_sum += weight_sum
     progress.step(len(group), rows, loss_sum / weight_sum, lr)
     return rows
+
+
+def keep_equal(session: TrainSession, progress: Progress) -> None:
+    """All processes have the same parameters, and go on from those of the first if they have not.
+
+    On one kind of processor they are the same bit for bit; others may round an update otherwise, and so drift apart.
+    """
+    if session.processes.size == 1:
+        return
+    values = {**session.parameters}
+    if not session.processes.same([hashlib.sha256(values[name].tobytes()).hexdigest() for name in sorted(values)]):
+        progress.say("the processes have rounded updates differently: all go on from the parameters of the first one")
+        session.take_from_first()
 
 
 def kept_weights(session: TrainSession, plan: Plan, position: Position) -> AbstractContextManager[object]:

@@ -39,11 +39,13 @@ class Log(LineProgress):
         asked = {k: v for k, v in config.to_dict().items() if v != default[k]}
         self.say(f"onnxft {__version__}: {where}")
         self.say(f"artifact {manifest.name} ({manifest.generator}, {manifest.optimizer.kind}, {manifest.loss.kind})")
-        self.say(f"provider {placement.requested} -> {placement.obtained}")
-        for role, nodes in placement.nodes.items():
-            self.say(f"  {role} {', '.join(f'{count} nodes on {name}' for name, count in nodes.items())}")
+        provider, *graphs = placement.lines()
+        self.say(f"provider {provider}")
+        for line in graphs:
+            self.say(f"  {line}")
         self.say(f"versions {', '.join(f'{name} {version}' for name, version in placement.versions.items())}")
-        self.say(f"batch size {session.batch_size}, trainable {manifest.num_trainable:,} / {total:,}")
+        together = f" in each of {n} processes" if (n := session.processes.size) > 1 else ""
+        self.say(f"batch size {session.batch_size}{together}, trainable {manifest.num_trainable:,} / {total:,}")
         self.say(f"options {', '.join(f'{name} {value}' for name, value in asked.items()) or 'all default'}")
 
     def __exit__(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +16,19 @@ from onnxft.data.open import Data
 from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
+from onnxft.memory import resident_bytes
 from onnxft.runtime.engine import Placement
+from onnxft.runtime.mpi import joined, require_size
+from onnxft.runtime.providers import AUTO
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig, resumed
-from onnxft.training.epoch import evaluate, kept_weights, update
+from onnxft.training.epoch import evaluate, keep_equal, kept_weights, update
 from onnxft.training.interrupt import Interrupt
 from onnxft.training.log import Log
 from onnxft.training.metrics import BETTER
 from onnxft.training.opening import asked_for, opened
 from onnxft.training.plan import Plan
-from onnxft.training.progress import Progress, Several, number, resident_bytes
+from onnxft.training.progress import Progress, Several, number
 from onnxft.training.records import (
     Position,
     Records,
@@ -63,6 +67,8 @@ class Start:
     classes: tuple[str, ...]
     weights: str | None = None
     """Which weights it begins with, and how many of what is trained they are; None: the artifact's."""
+    processes: int = 1
+    """Processes that train together, each on `batch_size` rows of a batch."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Run:
     """Epochs made."""
     files: tuple[str, ...]
     """What was written, relative to `directory`."""
+    process: int = 0
+    """Number of the process that gives it; what several have in common is told by the first, 0."""
 
 
 def run(
@@ -113,18 +121,39 @@ def run(
         val: rows to evaluate on; None evaluates on those that `split` holds back, else on `data`.
         run_dir: None: `runs/<artifact name>-<n>`, a new one or, with `resume`, the newest.
         resume: continue the run from its last checkpoint.
-        progress: shows the run.
-        announce: called once before the first step.
+        progress: shows the run; of several processes, in the first.
+        announce: called once before the first step, likewise.
 
     Raises:
         OnnxftError: whatever does not fit; see `training.loop.train` and `TrainSession`.
     """
+    given = config.to_dict() if isinstance(config, TrainConfig) else dict(config or {})
+    wanted = TrainConfig.from_mapping({"processes": given.get("processes")}).processes
+    with joined(wanted, resume=resume) as processes:
+        # The first machine may be the only one with the directory of the run.
+        asked = partial(_asked, artifact, data, config, val, run_dir, resume)
+        place, manifest, effective, directory = processes.from_first(asked)
+        require_size(effective.processes or 1, processes)
+        with opened(place, manifest, effective, data, val, processes) as (session, rows, held):
+            if effective.provider == AUTO:
+                effective = replace(effective, provider=session.placement.obtained)
+            return train(session, rows, held, effective, directory, progress, resume=resume, announce=announce)
+
+
+def _asked(
+    artifact: Path | str | None,
+    data: Data | None,
+    config: TrainConfig | Mapping[str, Any] | None,
+    val: Data | None,
+    run_dir: Path | str | None,
+    resume: bool,
+) -> tuple[Path, Manifest, TrainConfig, Path]:
+    """Place and manifest of the artifact, all options, and the directory of the run."""
     saved = saved_config(Path(run_dir)).places if resume and run_dir is not None else {}
     place, manifest, asked = asked_for(artifact, data, config, val, saved)
     directory = Path(run_dir) if saved and run_dir is not None else _directory(run_dir, manifest.name, resume)
     effective = resumed(saved_config(directory), asked) if resume else TrainConfig.from_mapping(asked)
-    with opened(place, manifest, effective, data, val) as (session, rows, held):
-        return train(session, rows, held, effective, directory, progress, resume=resume, announce=announce)
+    return place, manifest, effective, directory
 
 
 def _directory(run_dir: Path | str | None, name: str, resume: bool) -> Path:
@@ -142,7 +171,7 @@ def _start(session: TrainSession, plan: Plan, directory: Path, weights: str | No
     return Start(
         session.manifest, session.placement, plan.config, directory, session.batch_size, plan.data.source,
         plan.data.rows, plan.batches[0], plan.rows_left_out, own.source if own else None, own.rows if own else None,
-        plan.classes, weights,
+        plan.classes, weights, session.processes.size,
     )  # fmt: skip
 
 
@@ -160,7 +189,8 @@ def train(
     """Train an open session and record everything in `run_dir`.
 
     Args:
-        session: opened with the provider, threads, batch size and seed of `config`.
+        session: opened with the provider, threads, batch size, processes and seed of `config`. Of several processes
+            the first reads and writes the directory, shows the run and evaluates; each calls this and returns the same.
         data: rows to train on.
         val: rows to evaluate on; None evaluates on `data`.
         config: what to do.
@@ -182,49 +212,78 @@ def train(
             f"ema is {config.ema}, but the artifact '{session.manifest.name}' has no graph for averages of the "
             "parameters. Leave ema out, or export again with the native generator."
         )
-    plan = Plan.make(session, data, val, config)
+    plan, processes = Plan.make(session, data, val, config), session.processes
+    plan.require_same(processes)
+    with keeping(run_dir) if processes.rank == 0 else nullcontext():
+        records, position, where = processes.from_first(lambda: _begin(session, plan, run_dir, resume, announce))
+        if processes.size > 1:
+            session.take_from_first()
+        run = _train(session, plan, records, position, progress or Progress(), where)
+    return replace(run, process=processes.rank)
+
+
+def _begin(
+    session: TrainSession, plan: Plan, run_dir: Path, resume: bool, announce: Callable[[Start], None] | None
+) -> tuple[Records, Position, str]:
+    """The directory and the position from which the run goes, and a sentence about it."""
     anew = not resume or is_blank(run_dir)
     weights, begun = None, dict(plan.origin)
-    if anew and config.weights is not None:
-        weights, begun["weights"] = begin_with(session, config.weights)
+    if anew and plan.config.weights is not None:
+        weights, begun["weights"] = begin_with(session, plan.config.weights)
     if announce is not None:
         announce(_start(session, plan, run_dir, weights))
-    with keeping(run_dir):
-        if resume:
-            records, position = _resume(session, plan, run_dir, begun)
-        else:
-            records, position = Records.create(run_dir, plan.config, session), Position(begun)
-        where = _where(position, resume) + ("" if weights is None else f", from the weights {weights}")
-        return _train(session, plan, records, position, progress or Progress(), where)
+    if resume:
+        records, position = _resume(session, plan, run_dir, begun)
+    else:
+        records, position = Records.create(run_dir, plan.config, session), Position(begun)
+    return records, position, _where(position, resume) + ("" if weights is None else f", from the weights {weights}")
 
 
 def _train(
     session: TrainSession, plan: Plan, records: Records, position: Position, progress: Progress, where: str
 ) -> Run:
-    """The loop itself, shown and logged."""
-    config, run_dir = plan.config, records.directory
-    log = Log(run_dir / "train.log")
-    shown = [log, *([EventFiles(run_dir, position.step, known=bool(records.rows))] if config.tensorboard else [])]
-    with Interrupt() as interrupt, Several(progress, *shown) as progress:
-        log.begin(session, config, where)
+    """The loop itself, shown and logged by the first process."""
+    config, run_dir, processes = plan.config, records.directory, session.processes
+    shown: list[Progress] = []
+    log = Progress()
+    if processes.rank == 0:
+        told = Log(run_dir / "train.log")
+        told.begin(session, config, where)
+        shown, log = [progress, told], told
+        if config.tensorboard:
+            shown.append(EventFiles(run_dir, position.step, known=bool(records.rows)))
+    with Interrupt(terminated=processes.size > 1) as interrupt, Several(*shown) as progress:
+        end_epoch = partial(_end_epoch, session, plan, records, progress)
         if not records.rows:
-            _end_epoch(session, plan, position, records, progress)
+            position = processes.from_first(partial(end_epoch, position))
         while position.epoch < config.epochs and not plan.gives_up(position):
             progress.begin_epoch(position.epoch + 1, config.epochs, plan.batches[position.epoch], position.batch)
             started, rows, waited = time.perf_counter(), 0, plan.data.waited
             with closing(plan.groups(position)) as groups:  # type: ignore[type-var]
                 for group in groups:
                     rows += update(session, group, plan, position, progress)
-                    if interrupt.asked:
-                        records.save_checkpoint(session, position)
-                        log.say(f"interrupted in epoch {position.epoch + 1} after batch {position.batch}: checkpoint")
-                        return _result(records, plan, position, "interrupted")
+                    if processes.any(interrupt.asked):
+                        return processes.from_first(partial(_interrupted, session, plan, position, records, log))
             speed = {"seconds": time.perf_counter() - started, "rows": rows, "waited": plan.data.waited - waited}
-            _end_epoch(session, plan, position, records, progress, speed)
-        records.finish(session, position.best_epoch)
-        run = _result(records, plan, position, "complete" if position.epoch >= config.epochs else "early")
-        log.say(f"{run.end} after epoch {run.epochs}, best epoch {run.best_epoch}: {_metrics(run.after)}")
-        return run
+            position = processes.from_first(partial(end_epoch, position, speed))
+            keep_equal(session, progress)
+            if session.loss_scale.skipped:
+                log.say(session.loss_scale.line)
+        return processes.from_first(partial(_finish, session, plan, position, records, log))
+
+
+def _interrupted(session: TrainSession, plan: Plan, position: Position, records: Records, log: Progress) -> Run:
+    records.save_checkpoint(session, position)
+    log.say(f"interrupted in epoch {position.epoch + 1} after batch {position.batch}: checkpoint")
+    return _result(records, plan, position, "interrupted", session.loss_scale.skipped)
+
+
+def _finish(session: TrainSession, plan: Plan, position: Position, records: Records, log: Progress) -> Run:
+    records.finish(session, position.best_epoch)
+    end: Literal["complete", "early"] = "complete" if position.epoch >= plan.config.epochs else "early"
+    run = _result(records, plan, position, end, session.loss_scale.skipped)
+    log.say(f"{run.end} after epoch {run.epochs}, best epoch {run.best_epoch}: {_metrics(run.after)}")
+    return run
 
 
 def _where(position: Position, resume: bool) -> str:
@@ -257,12 +316,12 @@ def _resume(session: TrainSession, plan: Plan, run_dir: Path, begun: dict[str, s
 def _end_epoch(
     session: TrainSession,
     plan: Plan,
-    position: Position,
     records: Records,
     progress: Progress,
+    position: Position,
     speed: Row | None = None,
-) -> None:
-    """Evaluate, choose the best weights and save; before training (`speed` None) as epoch 0."""
+) -> Position:
+    """Evaluate, choose the best weights and save; before training (`speed` None) as epoch 0. Gives the new position."""
     epoch = 0 if speed is None else position.epoch + 1
     started = time.perf_counter()
     with kept_weights(session, plan, position):
@@ -286,6 +345,7 @@ def _end_epoch(
     position.epoch, position.batch, position.loss_sum, position.weight_sum = epoch, 0, 0.0, 0.0
     progress.end_epoch(row)
     records.save_epoch(session, position, row, timing, weights, confusion)
+    return position
 
 
 def _timing(epoch: int, speed: Row, evaluation_seconds: float) -> Row:
@@ -300,17 +360,20 @@ def _timing(epoch: int, speed: Row, evaluation_seconds: float) -> Row:
     }
 
 
-def _result(records: Records, plan: Plan, position: Position, end: Literal["complete", "early", "interrupted"]) -> Run:
+def _result(
+    records: Records, plan: Plan, position: Position, end: Literal["complete", "early", "interrupted"], skipped: int
+) -> Run:
     before, after, last = (
         {k.removeprefix(f"{plan.split}_"): v for k, v in records.rows[epoch].items() if k.startswith(f"{plan.split}_")}
         for epoch in (0, position.best_epoch, position.epoch)
     )
     records.summarize({
         "end": end, "epochs": {"asked": plan.config.epochs, "made": position.epoch}, "updates": position.step,
-        "provider": {"asked": plan.config.provider, "obtained": plan.provider}, "evaluated": plan.split,
+        "updates_left_out": skipped,
+        "provider": {"asked": plan.placement.requested, "obtained": plan.placement.obtained}, "evaluated": plan.split,
         "metric": plan.metric, "best_epoch": position.best_epoch, "before": before, "best": after, "last": last,
     })  # fmt: skip
     return Run(
-        records.directory, plan.config, end, plan.split, plan.provider, plan.metric, before, after,
+        records.directory, plan.config, end, plan.split, plan.placement.obtained, plan.metric, before, after,
         position.best_epoch, position.epoch, records.files,
     )  # fmt: skip

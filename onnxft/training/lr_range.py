@@ -22,6 +22,7 @@ from onnxft.data.dataset import Batch
 from onnxft.data.open import Data
 from onnxft.errors import ConfigError, DivergedError
 from onnxft.files import write_atomically
+from onnxft.runtime.mpi import require_alone
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.curves import as_png, can_plot
@@ -72,6 +73,10 @@ class Sweep(Plan):
         """lr = low (high / low)^(step / (number - 1))"""
         return float(self.low * (self.high / self.low) ** (step / (self.number - 1)))
 
+    def what_is_kept(self, position: Position) -> str:
+        """A sweep keeps nothing."""
+        return "nothing was written. Mend the data and make the range test again."
+
 
 def find_lr(
     artifact: Path | str | None = None,
@@ -100,6 +105,7 @@ def find_lr(
     """
     place, manifest, asked = asked_for(artifact, data, config, val)
     effective = TrainConfig.from_mapping(asked)
+    require_alone(effective.processes, "the range test")
     out = next_directory(Path("runs"), f"{manifest.name}-lr") if directory is None else Path(directory)
     require_new(out)
     with opened(place, manifest, effective, data, val) as (session, rows, held):

@@ -16,6 +16,7 @@ from onnxft.data.subset import split
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.named_code import names_code
+from onnxft.runtime.processes import ALONE, Processes
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.plan import open_dimension
@@ -38,7 +39,12 @@ def asked_for(
 
 @contextmanager
 def opened(
-    place: Path, manifest: Manifest, config: TrainConfig, data: Data | None, val: Data | None
+    place: Path,
+    manifest: Manifest,
+    config: TrainConfig,
+    data: Data | None,
+    val: Data | None,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[TrainSession, Dataset | Stream, Dataset | Stream | None]]:
     """An open session, what to train on, and what to evaluate on if that is something else."""
     rows, held = _open_data(config, manifest, data, val)
@@ -49,6 +55,11 @@ def opened(
         batch_size=config.batch_size,
         dimensions=_dimensions(config, manifest),
         seed=config.seed,
+        precision=config.precision,
+        device=config.device,
+        provider_options=config.provider_options,
+        strict=config.strict,
+        processes=processes,
     ) as session:
         yield session, rows, held
 
@@ -70,7 +81,7 @@ def _open_data(
     artifact = None if config.artifact is None else Path(config.artifact)
     options = DataOptions(
         config.seed, config.input_columns, config.label_columns, config.classes, config.preprocess, config.tokenizer,
-        config.augment, config.buckets, artifact,
+        config.augment, config.buckets, config.workers, artifact,
     )  # fmt: skip
     given = {"data": data, "val": val}
     for name, value in given.items():

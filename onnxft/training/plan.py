@@ -17,10 +17,13 @@ import numpy as np
 from onnxft.data.dataset import Batch, Dataset
 from onnxft.data.loading import Loader, RowLoader
 from onnxft.data.sampler import Sampler, class_labels
+from onnxft.data.share import SharedBatches
 from onnxft.data.stream import Stream
 from onnxft.errors import ArtifactError, ConfigError, DataError, near
 from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
 from onnxft.runtime.batches import why_unweighted
+from onnxft.runtime.engine import Placement
+from onnxft.runtime.processes import Processes
 from onnxft.runtime.rates import Rate, by_group
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
@@ -41,7 +44,7 @@ class Plan:
     split: Literal["val", "train"]
     classes: tuple[str, ...]
     """Names of the classes, as the data or else the artifact has them."""
-    provider: str
+    placement: Placement
     metric: str
     batches: tuple[int, ...]
     """Batches of each epoch."""
@@ -73,7 +76,7 @@ class Plan:
         plan = cls(
             config, loader, evaluated, "train" if val is None else "val",
             manifest.classes if isinstance(data, Stream) else data.classes or manifest.classes,
-            session.placement.obtained, metric, tuple(counts), _left_out(loader), manifest,
+            session.placement, metric, tuple(counts), _left_out(loader), manifest,
             {
                 "artifact": hashlib.sha256(manifest.to_json()).hexdigest(),
                 "data": loader.fingerprint(),
@@ -107,6 +110,11 @@ class Plan:
                     f"now {digest[:12]}). Resume it with the same, or begin a new run."
                 )
 
+    def require_same(self, processes: Processes) -> None:
+        """DataError unless all processes have the same artifact, data and batches."""
+        remedy = "Give all machines the same files under the same names."
+        processes.require_same({**self.origin, "batches of each epoch": self.batches}, remedy)
+
     def groups(self, position: Position) -> Iterator[list[Batch]]:
         """The batches of the epoch in progress that are still to be made, those of one update together.
 
@@ -116,7 +124,7 @@ class Plan:
         group: list[Batch] = []
         with closing(self.data.batches(position.epoch, position.batch)) as remaining:  # type: ignore[type-var]
             while True:
-                with naming_batch(position, len(group)):
+                with self.naming_batch(position, len(group)):
                     batch = next(remaining, None)
                 if batch is not None:
                     group.append(batch)
@@ -143,23 +151,30 @@ class Plan:
         rates, decays = by_group(self.manifest, lr, config.weight_decay)
         return rates | {g: lr * x for g, x in config.lr_factors.items()}, decays | config.weight_decays
 
+    @contextmanager
+    def naming_batch(self, position: Position, place: int) -> Iterator[None]:
+        """A DataError of the block says which batch it was: `place` in the update in progress, 0 for the first."""
+        try:
+            yield
+        except DataError as err:
+            if err.told is not None:  # another process has said which
+                raise
+            reason = str(err).rstrip(".")
+            raise DataError(
+                f"{reason}. This was batch {position.batch + place + 1} of epoch {position.epoch + 1}; "
+                f"{self.what_is_kept(position)}"
+            ) from err
+
+    def what_is_kept(self, position: Position) -> str:
+        """What remains of a run that data ends, and how it goes on."""
+        return (
+            f"the run keeps what it had after epoch {position.epoch}. Mend the data and go on from those weights with "
+            "--weights, or with the same data with --resume."
+        )
+
     def gives_up(self, position: Position) -> bool:
         """Whether `patience` has run out."""
         return self.config.patience is not None and position.stale >= self.config.patience
-
-
-@contextmanager
-def naming_batch(position: Position, place: int) -> Iterator[None]:
-    """A DataError of the block says which batch it was: number `place` of the update in progress, 0 for the first."""
-    try:
-        yield
-    except DataError as err:
-        reason = str(err).rstrip(".")
-        raise DataError(
-            f"{reason}. This was batch {position.batch + place + 1} of epoch {position.epoch + 1}; the run keeps what "
-            f"it had after epoch {position.epoch}. Mend the data and go on from those weights with --weights, "
-            "or with the same data with --resume."
-        ) from err
 
 
 def _metric(config: TrainConfig, manifest: Manifest) -> str:
@@ -181,27 +196,35 @@ def _loader(session: TrainSession, data: Data, config: TrainConfig, *, training:
                 raise ConfigError(
                     f"{name} does not apply to {data.source}, whose batches are made by code. Leave it out."
                 )
-        return data
+        return (
+            data
+            if session.share.processes == 1 or not training
+            else SharedBatches(data, session.share, session.processes)
+        )
     data.check(session.manifest, session.dimensions)
     if config.buckets and data.lengths is None:
         raise ConfigError(f"buckets are lengths of text, and {data.source} has none. Leave buckets out.")
-    size = session.batch_size
+    share = session.share if training else None
+    size = share.whole if share else session.batch_size
     if training and size > len(data):
+        each = f" of {session.share.processes} processes together" if size > session.batch_size else ""
         raise DataError(
-            f"{data.source} has {len(data)} rows, fewer than the batch size {size}. "
-            f"Use --batch-size {len(data)} or less, or more data."
+            f"{data.source} has {len(data)} rows, fewer than the batch size {size}{each}. "
+            f"Use --batch-size {max(len(data) // session.share.processes, 1)} or less, or more data."
         )
     if training and not session.supports_weights:
         _require_unweighted(data, session)
     sampler = Sampler(
         len(data), size, config.seed, shuffle=training, drop_short=training and not session.supports_weights,
         labels=class_labels(data.labels, "balance", data.source) if training and config.balance else None,
+        ignored=session.manifest.loss.ignore_index,
         lengths=data.lengths, buckets=config.buckets,
     )  # fmt: skip
     dimension = open_dimension(session.manifest) if config.buckets else None
     return RowLoader(
-        data, sampler, session.dimensions, open_dimension=dimension, training=training, workers=config.workers
-    )
+        data, sampler, session.dimensions, open_dimension=dimension, training=training, workers=config.workers,
+        share=share,
+    )  # fmt: skip
 
 
 def open_dimension(manifest: Manifest) -> str:

@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+from onnxft.memory import resident_bytes
 
 
 class Progress:
@@ -203,16 +204,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM now; None where the system does not tell (only Linux does, as a file)."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return None
-    import resource
-
-    return int(statm.read_text().split()[1]) * resource.getpagesize()
 
 
 def _memory() -> str:

@@ -16,7 +16,7 @@ from training_fake_session import FakeSession, make_manifest, make_rows
 
 from onnxft.cli.train import train
 from onnxft.data.arrays import ArrayDataset
-from onnxft.errors import ConfigError
+from onnxft.errors import ConfigError, DataError
 from onnxft.training.config import TrainConfig
 from onnxft.training.curves import can_plot
 from onnxft.training.lr_range import LrRange, plot_lr_range, propose, smooth, sweep, to_csv
@@ -197,6 +197,29 @@ def test_the_command_never_writes_into_another(command):
     with pytest.raises(ConfigError, match="'taken' exists already"):
         command("--find-lr", "--run", "taken")
     assert command("--find-lr", "--resume").exit_code == 2
+
+
+BROKEN = """
+import numpy as np
+
+class Two:
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        with np.load("my data.npz") as data:
+            yield {name: array[:8] for name, array in data.items()}
+        raise OSError("the disk is gone")
+
+two = Two()
+"""
+
+
+def test_data_that_breaks_in_the_sweep_is_named_and_nothing_is_written(command):
+    Path("code.py").write_text(BROKEN)
+    with pytest.raises(DataError, match=r"the disk is gone.* batch 2 of epoch 1; nothing was written\. Mend the data"):
+        command("--data", "code.py:two", "--find-lr")
+    assert not Path("runs").exists()
 
 
 def test_the_command_begins_with_the_weights_of_the_run_to_come(command, digits_artifact):

@@ -16,8 +16,10 @@ from onnxft.cli.train_text import banner
 from onnxft.errors import ArtifactError, ConfigError, DataError
 from onnxft.manifest import Buffer
 from onnxft.runtime.engine import Placement
+from onnxft.runtime.processes import ALONE
 from onnxft.training import loop, opening
 from onnxft.training.config import TrainConfig
+from onnxft.yaml_file import read_yaml
 
 RUNS = Path("runs")
 
@@ -34,9 +36,8 @@ class Bench:
         monkeypatch.setattr(opening, "TrainSession", self.open)
         monkeypatch.chdir(root)
 
-    def open(self, artifact, provider, *, threads, batch_size, dimensions, seed):
-        options = {"threads": threads, "batch_size": batch_size, "dimensions": dimensions, "seed": seed}
-        self.opened.append({"provider": provider, **options})
+    def open(self, artifact, provider, *, batch_size, seed, **options):
+        self.opened.append({"provider": provider, "batch_size": batch_size, "seed": seed, **options})
         session = FakeSession(make_manifest(), batch_size=batch_size, seed=seed, supports_weights=self.weighted)
         healthy = session.update
 
@@ -71,9 +72,18 @@ def test_a_run_says_what_runs_what_changed_and_what_is_next(command):
         "Next: onnxft bench linear --provider cpu",
     ):  # fmt: skip
         assert words in result.stdout, words
-    assert command.opened == [{"provider": "cpu", "threads": 1, "batch_size": None, "dimensions": {}, "seed": 4}]
+    options = {"precision": "float32", "device": None, "provider_options": {}, "strict": False}
+    sizes = {"batch_size": None, "dimensions": {}}
+    assert command.opened == [{"provider": "cpu", "threads": 1, "seed": 4, "processes": ALONE, **sizes, **options}]
     assert [line.split("  ")[0] for line in result.stderr.splitlines()] == ["before training", "epoch 1/2", "epoch 2/2"]
     assert "samples/s" in result.stderr.splitlines()[-1]
+
+
+def test_what_is_asked_of_a_provider_reaches_the_session_and_is_saved(command):
+    command("--epochs", "1", "--device", "1", "--strict", "--provider-option", "a=b=c", "--provider-option", "d=1")
+    asked = {"device": 1, "provider_options": {"a": "b=c", "d": "1"}, "strict": True}
+    assert asked.items() <= command.opened[0].items()
+    assert asked.items() <= read_yaml(command.root / RUNS / "linear-1" / "config.yaml").items()
 
 
 def test_dimensions_reach_the_session_and_are_saved(command):

@@ -90,11 +90,11 @@ def write_csv(folder: Path) -> list[str]:
     rng = np.random.default_rng(1)
     with (folder / "d.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*(f"m{i}" for i in range(7)), "kind"])
+        names = ["m0, in mm", "m1=a", *(f"m{i}" for i in range(2, 7))]
+        writer.writerow([*names, "kind"])
         writer.writerows([[*rng.normal(size=7).round(3), "abc"[i % 3]] for i in range(21)])
-    columns = ",".join(f"m{i}" for i in range(7))
-    return ["--data", "d.csv", "--input-column", f"x={columns}", "--label-column", "kind", "--classes", "c,a,b",
-            "--balance", "--split", "0.3", "--workers", "0"]  # fmt: skip
+    return ["--data", "d.csv", "--input-column", f"x={json.dumps(names)}", "--label-column", "kind",
+            "--classes", "c,a,b", "--balance", "--split", "0.3", "--workers", "0"]  # fmt: skip
 
 
 def write_jsonl(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import json
 import math
 import re
 import struct
@@ -13,6 +14,7 @@ import pytest
 from training_fake_session import FakeSession, StopAfter, make_manifest
 
 from onnxft.errors import ArtifactError, ConfigError, DivergedError
+from onnxft.runtime.loss_scale import LossScale
 
 FAST = {"lr": 0.1, "epochs": 3}
 needs_tensorboard = pytest.mark.skipif(
@@ -59,6 +61,15 @@ def test_the_log_goes_on_when_a_run_does(run_loop):
     assert said[: len(before)] == before
     assert said[len(before)].endswith("resumed after epoch 1, batch 2 of the next one, 6 updates")
     assert [line.split("  ")[0] for line in said if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+
+
+def test_the_log_tells_of_updates_left_out(run_loop):
+    session = FakeSession(make_manifest())
+    session.loss_scale = LossScale(2.0**14, 3, 2)
+    run = run_loop(session=session, **FAST)
+    words = "2 updates left out, as gradients were not finite in float16; loss scale 16384"
+    assert sum(line == words for line in lines(run.directory)) == FAST["epochs"]
+    assert json.loads((run.directory / "metrics.json").read_text())["updates_left_out"] == 2
 
 
 def test_the_log_tells_an_error(run_loop):

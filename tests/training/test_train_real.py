@@ -15,6 +15,7 @@ from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.loop import run, train
 from onnxft.training.progress import Progress
+from onnxft.yaml_file import read_yaml
 
 
 def pictures(rows, seed):
@@ -49,6 +50,22 @@ class Stop(Progress):
 def whole(digits_artifact, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "whole"
     return run(digits_artifact, pictures(75, 0), OPTIONS, val=pictures(30, 1), run_dir=directory)
+
+
+def test_auto_is_pinned_to_what_it_found(digits_artifact, tmp_path, monkeypatch):
+    options = {**OPTIONS, "provider": "auto", "schedule": "constant", "warmup": None, "epochs": 1}
+    directory = tmp_path / "auto"
+    made = run(digits_artifact, pictures(40, 0), options, run_dir=directory)
+    assert made.config.provider == "cpu"
+    assert read_yaml(directory / "config.yaml")["provider"] == "cpu"
+    placement = json.loads((directory / "env.json").read_text())["placement"]
+    assert (placement["requested"], placement["obtained"]) == ("auto", "cpu")
+    assert placement["reason"]
+    monkeypatch.setattr("onnxft.runtime.session.choose", lambda *_: pytest.fail("it was chosen again"))
+    for more in ({"epochs": 2}, {"epochs": 3, "provider": "auto"}):
+        assert run(digits_artifact, pictures(40, 0), more, run_dir=directory, resume=True).provider == "cpu"
+    with pytest.raises(ConfigError, match="begun with provider cpu, and --resume cannot go on with provider openvino"):
+        run(digits_artifact, pictures(40, 0), {"provider": "openvino"}, run_dir=directory, resume=True)
 
 
 def test_a_real_network_learns(whole):

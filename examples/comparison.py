@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from rich.console import Console
@@ -23,13 +24,16 @@ def linear_probe(
     """Classes of `test` by a logistic regression on frozen features (rows, features).
 
     `train` and `val` are (features, labels). Balanced accuracy on `val`, which also chooses the epoch of the tuned
-    model, chooses the regularization; then all that was seen is fitted.
+    model, chooses the regularization and whether classes weigh alike; then all that was seen is fitted.
     """
 
-    def fitted(c: float, x: np.ndarray, labels: np.ndarray) -> Pipeline:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x, labels)
+    def fitted(way: tuple[float, str | None], x: np.ndarray, labels: np.ndarray) -> Pipeline:
+        c, weights = way
+        regression = LogisticRegression(C=c, class_weight=weights, max_iter=2000)
+        return make_pipeline(StandardScaler(), regression).fit(x, labels)
 
-    best = max(np.logspace(-5, 0, 6), key=lambda c: balanced_accuracy(val[1], fitted(c, *train).predict(val[0])))
+    ways = product(np.logspace(-5, 0, 6), (None, "balanced"))
+    best = max(ways, key=lambda way: balanced_accuracy(val[1], fitted(way, *train).predict(val[0])))
     return fitted(best, *(np.concatenate(parts) for parts in zip(train, val, strict=True))).predict(test)
 
 

@@ -1,6 +1,6 @@
 """The newswire example from end to end: export, linear probe, train on a CSV file of texts, judge.
 
-Run as `python -m examples.newswire.demo [seeds]`, from the root of a checkout.
+Run as `python -m examples.newswire.demo [seeds] [provider] [precision]`, from the root of a checkout.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def features(texts: list[str]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def main(seeds: int) -> None:
+def main(seeds: int = 1, provider: str = "cpu", precision: str = "float32") -> None:
     """Everything, printed."""
-    started = time.perf_counter()
+    started, where = time.perf_counter(), {"provider": provider, "precision": precision}
     if not (FOLDER / "data" / "test.csv").exists():
         prepare(FOLDER / "data")
     texts, topics = read("test")
@@ -78,10 +78,11 @@ def main(seeds: int) -> None:
     train, val = ((features(seen), labels) for seen, labels in map(read, ("train", "val")))
     probe = linear_probe(train, val, features(texts))
     rows = {"linear probe": measure(topics, probe)}
+    data = FOLDER / "data"
     for seed in range(seeds):
-        CONSOLE.print(f"[bold]Train[/bold]   seed {seed}, on the cpu provider")
+        CONSOLE.print(f"[bold]Train[/bold]   seed {seed}, on {provider} in {precision}")
         run = onnxft.train(
-            artifact, FOLDER / "data" / "train.csv", {**OPTIONS, "seed": seed}, val=FOLDER / "data" / "val.csv",
+            artifact, data / "train.csv", {**OPTIONS, **where, "seed": seed}, val=data / "val.csv",
             run=next_directory(FOLDER / "runs", "newswire"),
         )  # fmt: skip
         with onnxft.TrainSession(artifact, threads=THREADS, dimensions={"sequence": LENGTH}) as session:
@@ -95,4 +96,4 @@ def main(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])

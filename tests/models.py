@@ -127,6 +127,19 @@ class Recurrent(nn.Module):
         return self.fc(torch.cat([s.transpose(0, 1).flatten(1) for s in last], 1))
 
 
+class Tokens(nn.Module):
+    """An embedding, what is between, and a dense layer on the mean over the tokens."""
+
+    def __init__(self, words: int, width: int, outputs: int, between: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(words, width)
+        self.between = between
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.between(self.embed(tokens)).mean(1))
+
+
 class Normed(nn.Module):
     """BatchNorm of every kind: before an activation, between convolutions, behind a dense layer; and Dropout.
 
@@ -185,6 +198,18 @@ def digits() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 def dropped() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(5)
     return Dropped(), (torch.randn(4, 7),)
+
+
+def embedding() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Few words and many tokens: every row of the table is read again and again."""
+    torch.manual_seed(14)
+    return Tokens(7, 6, 5, nn.Tanh()), (torch.zeros(4, 30, dtype=torch.int64),)
+
+
+def transformer() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(15)
+    layers = (nn.TransformerEncoderLayer(12, 3, 20, dropout=0.0, activation="gelu", batch_first=True) for _ in range(2))
+    return Tokens(23, 12, 5, nn.Sequential(*layers)), (torch.zeros(4, 9, dtype=torch.int64),)
 
 
 def twins() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

@@ -11,6 +11,7 @@ import pytest
 from onnxft.errors import ArtifactError
 from onnxft.manifest import (
     BATCH,
+    Amount,
     Buffer,
     ByteRange,
     Distribution,
@@ -22,6 +23,7 @@ from onnxft.manifest import (
     Parameter,
     ParameterGroup,
     Port,
+    StepWork,
 )
 
 FULL = Manifest(
@@ -58,6 +60,7 @@ FULL = Manifest(
     preprocessing={"mean": [0.5, 1], "nested": {"size": None}},
     files={"train.onnx": "0", "infer.onnx": "1"},
     versions={"onnx": "1.2"},
+    work=StepWork(Amount(9, 8), Amount(7, 6), Amount(5, 4)),
 )
 
 
@@ -72,14 +75,17 @@ def test_what_is_derived() -> None:
     assert [p.name for p in FULL.graph("train").named("parameter")] == ["w"]
     assert [p.name for p in FULL.graph("train").named("parameter", "outputs")] == ["w.new"]
     assert [p.size for p in FULL.parameters] == [6, 1]
+    assert FULL.work is not None
+    assert (FULL.work.flops, FULL.work.bytes) == (21, 18)
 
 
 def test_a_manifest_of_before_still_reads() -> None:
     values = json.loads(FULL.to_json())
-    del values["parameter_groups"]
+    del values["parameter_groups"], values["work"]
     values["loss"] = {"kind": "cross_entropy", "output": "output", "num_classes": 5}
     old = Manifest.from_json(json.dumps(values).encode())
     assert old.loss == Loss("cross_entropy", "output", 5)
+    assert old.work is None
     assert old.parameter_group("head") == ParameterGroup("head", 1.0, None)
 
 
@@ -143,6 +149,8 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
             "'bn.mean' lies in the file 'x', which has no sha256",
         ),
         (lambda m: m["parameters"].append(m["parameters"][0]), "a parameter is listed twice"),
+        (lambda m: m["work"]["forward"].update(flops=-1), "the work of 'forward' is -1 operations and 8 bytes"),
+        (lambda m: m["work"]["data_gradients"].update(bytes=0.5), "at `$.work.data_gradients.bytes`"),
         (lambda m: m.update(parameters=[], graphs={}), "no parameter is trained"),
     ],
 )
@@ -173,3 +181,35 @@ def test_a_directory_without_manifest_is_no_artifact(tmp_path: Path) -> None:
 def test_a_manifest_that_is_wrong_is_not_written() -> None:
     with pytest.raises(ArtifactError, match="batch_size is 0"):
         replace(FULL, batch_size=0).check()
+
+
+def test_half_precision_has_graphs_of_its_own() -> None:
+    lowered = GraphFile("train.float16.onnx", precision="float16")
+    manifest = replace(FULL, half={"float16": {"train": lowered}}, files={**FULL.files, lowered.file: "0"})
+    read = Manifest.from_json(manifest.to_json())
+    assert read == manifest
+    assert read.graph("train", "float16") == lowered
+    assert read.graph("train") == FULL.graph("train")
+    assert [graph.file for _, graph in read.every_graph] == ["train.onnx", "train.float16.onnx"]
+    with pytest.raises(ArtifactError, match=r"no 'train' graph in bfloat16\. Export it again with --precision bf"):
+        read.graph("train", "bfloat16")
+
+
+def test_a_manifest_without_half_precision_is_read() -> None:
+    """As those written before there was any."""
+    fields = json.loads(FULL.to_json())
+    del fields["half"]
+    assert Manifest.from_json(json.dumps(fields).encode()) == FULL
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (GraphFile("train.float16.onnx"), "a graph listed under float16 has another precision"),
+        (GraphFile("elsewhere.onnx", precision="float16"), "names the file 'elsewhere.onnx', which has no sha256"),
+    ],
+)
+def test_half_precision_graphs_are_checked(graph: GraphFile, words: str) -> None:
+    manifest = replace(FULL, half={"float16": {"train": graph}}, files={**FULL.files, "train.float16.onnx": "0"})
+    with pytest.raises(ArtifactError, match=words):
+        Manifest.from_json(manifest.to_json())

@@ -78,5 +78,5 @@ def test_the_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sessions_named_exist() -> None:
     noxfile = (Path(__file__).parents[1] / "noxfile.py").read_text(encoding="utf-8")
     named = re.findall(r"nox -s (\w+)", README)
-    assert named == ["demo", "tests"]
+    assert named == ["demo", "tests", "provider"]
     assert all(f"def {name}(" in noxfile for name in named)

@@ -13,6 +13,8 @@ import numpy as np
 
 from onnxft.manifest import GraphFile, Loss, Manifest, Optimizer, Parameter, Port
 from onnxft.runtime.engine import Placement
+from onnxft.runtime.loss_scale import LossScale
+from onnxft.runtime.processes import ALONE, Share
 from onnxft.training.progress import Progress
 
 NUM_FEATURES = 3
@@ -62,7 +64,9 @@ class FakeSession:
         self.batch_size = batch_size or manifest.batch_size
         self.dimensions = {"batch": self.batch_size, **manifest.dimensions}
         self.placement = Placement("cpu", "cpu", {"train": {"cpu": 7}}, versions={"onnxruntime": "fake"})
+        self.processes, self.share = ALONE, Share(size=self.batch_size)
         self.step_count = 0
+        self.loss_scale = LossScale()
         self.weight = np.zeros(manifest.parameters[0].shape)
         self.momentum = np.zeros_like(self.weight)
         self.sums: list[tuple[np.ndarray, float]] = []

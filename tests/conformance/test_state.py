@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conformance_subjects import SUBJECTS
+from conformance_subjects import SUBJECTS, Subject
 from tolerances import tolerance
 
 import onnxft
-from onnxft.runtime.execution import Execution
+from onnxft.runtime.execution import Execution, Precision
 
 Opened = Callable[..., onnxft.TrainSession]
 OPTIMIZERS: dict[str, tuple[dict[str, float], float, Callable[..., torch.optim.Optimizer], tuple[str, ...]]] = {
@@ -31,30 +31,46 @@ def everything(session: onnxft.TrainSession) -> dict[str, np.ndarray]:
     return {**session.parameters, **session._engine.state(), **averages}
 
 
+def moved_in_torch(
+    subject: Subject, optimizer: str, batches: list[dict[str, np.ndarray]], precision: Precision
+) -> dict[str, np.ndarray]:
+    """Parameters and state after torch's own steps, in a lower precision under autocast."""
+    _, _, make, slots = OPTIMIZERS[optimizer]
+    module = subject.module()
+    stepper = make(module.parameters())
+    for batch in batches:
+        stepper.zero_grad()
+        with torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
+            loss = subject.mean_loss(module, batch)
+        loss.backward()
+        stepper.step()
+    found = {}
+    for name, p in module.named_parameters():
+        if p.grad is not None:
+            found |= {name: p.detach().numpy(), **{f"{name}/{slot}": stepper.state[p][slot].numpy() for slot in slots}}
+    return found
+
+
 @pytest.mark.parametrize("name", ["convnet", "embedding"])
 @BOTH
 def test_parameters_and_state_move_as_in_torch(name: str, optimizer: str, execution: Execution, opened: Opened) -> None:
     """Row 21 of the reported traps: trainables are inputs and outputs of a session that is never built anew."""
-    subject, (options, lr, make, slots) = SUBJECTS[name], OPTIMIZERS[optimizer]
-    module = subject.module()
-    stepper = make(module.parameters())
+    subject, (options, lr, _, _) = SUBJECTS[name], OPTIMIZERS[optimizer]
+    batches = subject.batches(3)
+    expected = moved_in_torch(subject, optimizer, batches, "float32")
+    # In a lower precision an activation at the kink of a Relu may change sides, in torch as well.
+    own = moved_in_torch(subject, optimizer, batches, execution.precision)
     with opened(subject, execution, optimizer, **options) as session:
         before = everything(session)
-        for batch in subject.batches(3):
-            stepper.zero_grad()
-            subject.mean_loss(module, batch).backward()
-            stepper.step()
+        for batch in batches:
             session.step(batch, lr=lr)
         after = everything(session)
-    trained = {n: p for n, p in module.named_parameters() if n in before}
-    assert set(after) == {*trained, *(f"{n}/{slot}" for n in trained for slot in slots)}
-    for parameter, p in trained.items():
-        expected = {parameter: p.detach(), **{f"{parameter}/{slot}": stepper.state[p][slot] for slot in slots}}
-        for key, value in expected.items():
-            size = np.abs(value.numpy()).max()
-            assert np.abs(after[key] - value.numpy()).max() <= tolerance(execution).values * size, key
-            # Of a convolution's bias before a frozen norm the second moment is small; still it is not what it was.
-            assert not np.array_equal(after[key], before[key]), key
+    assert set(after) == set(expected)
+    for key, value in expected.items():
+        allowed = max(tolerance(execution).values * np.abs(value).max(), 2 * np.abs(own[key] - value).max())
+        assert np.abs(after[key] - value).max() <= allowed, key
+        # Of a convolution's bias before a frozen norm the second moment is small; still it is not what it was.
+        assert not np.array_equal(after[key], before[key]), key
 
 
 @BOTH

@@ -36,6 +36,7 @@ def lower(forward: Forward, trainable: Sequence[str], loss_output: str) -> ir.Mo
     graph = model.graph
     _check_size(model)
     _check_trainable(graph, trainable)
+    names = {v.name for v in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs))}
     for node in list(graph):
         if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
             _decompose_batch_norm(graph, node, trainable)
@@ -43,12 +44,20 @@ def lower(forward: Forward, trainable: Sequence[str], loss_output: str) -> ir.Mo
             first = len(node.outputs)
             node.resize_outputs(_OUTPUTS[node.op_type])
             for index, value in enumerate(node.outputs[first:], first):
-                value.name = f"{node.outputs[0].name}_{index}"
+                value.name = _free_name(f"{node.outputs[0].name}_{index}", names)
     for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
         del graph.initializers[name]
     _check_reach(graph, trainable, loss_output)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     return model
+
+
+def _free_name(name: str, taken: set[str | None]) -> str:
+    """`name`, lengthened where it is taken: exporters number their nodes in the same way. It is taken then."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _check_size(model: ir.Model) -> None:

@@ -131,6 +131,20 @@ def test_outputs_that_the_gradient_builder_reads_are_there(
     assert len({v.name for v in node.outputs} - {""}) == outputs
 
 
+def test_added_outputs_take_no_name_of_the_model() -> None:
+    """Exporters number their nodes: layer_norm, layer_norm_1, layer_norm_2."""
+
+    def build(op: Op, x: ir.Value, w: ir.Value) -> ir.Value:
+        for name in ("norm", "norm_1", "norm_2", "norm_1_1"):
+            x = op.LayerNormalization(x, w, w, axis=-1)
+            x.name = name
+        return op.Mul(x, w)
+
+    model = lower(forward_of(build), ("w",), "logits")
+    names = [v.name for node in model.graph for v in node.outputs]
+    assert len(names) == len(set(names)) == 4 * 3 + 1
+
+
 def test_versions_are_those_that_the_package_reads() -> None:
     forward = forward_of(lambda op, x, w: op.Mul(x, w))
     forward.train.ir_version = 13

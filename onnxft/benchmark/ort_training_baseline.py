@@ -9,9 +9,10 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from onnxft.benchmark.config import ORT_TRAINING
 from onnxft.benchmark.exchange import Request
 from onnxft.benchmark.torch_model import TorchModel, load_initial_values, select_trainables, tensors
-from onnxft.errors import ConfigError, ModelError
+from onnxft.errors import ConfigError, ModelError, ProviderError
 from onnxft.manifest import Manifest, ParameterGroup
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.random_batch import draws_random_numbers
@@ -53,7 +54,10 @@ def generate(request: Request, directory: Path) -> None:
     )
     same = api.Plan(planned.forward, planned.selection, manifest.loss, manifest.optimizer)
     python = request.config.interpreter(request.side)
-    made = same.write(directory, batch_size=request.batch_size, generator="ort-training", python=python)
+    try:
+        made = same.write(directory, batch_size=request.batch_size, generator="ort-training", python=python)
+    except ProviderError as err:
+        raise ProviderError(f"{err} For the benchmark, name it as --python {ORT_TRAINING}=PATH.") from err
     check_same_work(made, manifest)
 
 

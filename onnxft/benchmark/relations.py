@@ -32,11 +32,13 @@ def _ratio(row: Row, reference: Row | None) -> Ratio | None:
 
 
 def with_numerics(rows: list[Row], files: Files, *, scenario: Scenario, random: bool) -> list[Row]:
-    """Each row compared with the first that ran at its point; never with a baseline where masks differ."""
+    """Each row compared with the first in float32 that ran at its point, never with a baseline where masks differ."""
     found = []
     for row in rows:
         there = [r for r in rows if r.point == row.point and (r.side.name, r.point) in files]
-        reference = next((r for r in there if not (random and r.side.kind == "baseline")), None)
+        fit = [r for r in there if not (random and r.side.kind == "baseline")]
+        # Against a side in half precision every other would seem wrong.
+        reference = min(fit, key=lambda r: r.side.precision != "float32", default=None)
         found.append(replace(row, numerics=_numerics(row, reference, files, scenario=scenario, random=random)))
     return found
 

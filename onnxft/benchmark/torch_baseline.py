@@ -78,9 +78,9 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
 
 
 def choose_device(config: BenchConfig) -> torch.device:
-    """The GPU where a provider of the benchmark runs on NVIDIA's and torch can too; else the CPU."""
+    """The same GPU where a provider of the benchmark runs on NVIDIA's and torch can too; else the CPU."""
     on_gpu = any(side.runs in NVIDIA for side in config.sides) and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
+    return torch.device("cuda", config.device or 0) if on_gpu else torch.device("cpu")
 
 
 class _Side:
@@ -183,7 +183,8 @@ def _explained() -> Iterator[None]:
                 "torch.compile finds no working C++ compiler here. Install one (g++ or clang++) or name it in the "
                 "environment variable CXX."
             ) from err
-        raise ModelError(f"torch.compile does not compile the model: {first_line(err)}. Use --baseline torch.") from err
+        reason = first_line(getattr(err, "inner_exception", err))  # of a backend that failed: what it raised
+        raise ModelError(f"torch.compile does not compile the model: {reason}. Use --baseline torch.") from err
 
 
 def parameter_groups(

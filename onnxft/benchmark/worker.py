@@ -79,7 +79,8 @@ def _failure(err: Exception) -> Failure:
     if isinstance(err, MemoryError):
         return Failure("MemoryError", f"{str(err) or 'out of memory'}. Benchmark a smaller batch.")
     # Only onnxft's own messages are known to be sentences; of others the rest is in the log.
-    return Failure(type(err).__name__, str(err) if isinstance(err, OnnxftError) else first_line(err))
+    message = " ".join(str(err).split()) if isinstance(err, OnnxftError) else first_line(err)
+    return Failure(type(err).__name__, message)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,12 @@ def bench(
     artifact: Path, python: tuple[str, ...], provider_options: tuple[str, ...], json_file: Path | None,
     markdown_file: Path | None, html_file: Path | None, config_file: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
-    """Measure the training step of the artifact DIR, each side in a process of its own.
+    """Measure the step of the artifact DIR on every side, each in a process of its own, one after the other.
 
-    The reference is the first baseline, or the first provider. Exit code 0 unless every side failed or --fail-under
-    is not met; a side that fails has its reason in the report.
+    The reference is the first baseline, or the first provider, at every batch size and number of threads. A baseline
+    runs the same batch, trained parameters and optimizer, on the GPU where a provider is cuda or TensorRT and torch
+    has it; ort-training runs in an environment with onnxft[ort-training], named by --python ort-training=PATH. Exit
+    code 0 unless every side failed or --fail-under is not met; a side that fails has its reason in the report.
     """
     from onnxft.benchmark import html
     from onnxft.benchmark.config import BenchConfig, read_config_file

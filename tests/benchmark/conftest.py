@@ -6,9 +6,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onnxft.benchmark.config import BenchConfig
+from onnxft.benchmark.report import Report
+from onnxft.benchmark.run import bench
 from onnxft.manifest import BATCH, FILE_NAME, GraphFile, Loss, Manifest, Optimizer, Parameter, Port
 
 
@@ -74,3 +78,21 @@ def fake_artifact() -> Callable[..., Path]:
 @pytest.fixture
 def fake_interpreter() -> Callable[[Path, str], str]:
     return _interpreter
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Report]:
+    """bench() in which every side is played by a script, {side: body}; those with torch in their name are baselines."""
+
+    def run(sides: dict[str, str], *, random: bool = False, keep_logs: Path | None = None, **options: Any) -> Report:
+        artifact = _artifact(tmp_path / "artifact", random=random)
+        config = BenchConfig(
+            providers=tuple(s for s in sides if "torch" not in s),
+            baselines=tuple(s for s in sides if "torch" in s),
+            source="module:factory" if any("torch" in s for s in sides) else None,
+            python={s: _interpreter(tmp_path / f"python_{s}", body) for s, body in sides.items()},
+            **options,
+        )
+        return bench(artifact, config, keep_logs=keep_logs)
+
+    return run

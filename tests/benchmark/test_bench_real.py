@@ -76,4 +76,5 @@ def test_every_side_has_its_peaks_its_floor_and_its_operators(report: Report, di
 def test_a_provider_that_is_not_there_has_its_reason(report: Report) -> None:
     row = report.rows[2]
     assert row.reason is not None
+    assert "is not available" in row.reason
     assert "directml" in row.reason

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,35 +14,16 @@ from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
 from onnxft.errors import ArtifactError, OnnxftError, ProviderError
 
-MakeArtifact = Callable[..., Path]
-MakeInterpreter = Callable[[Path, str], str]
 Bench = Callable[..., Report]
 
 FAST, SLOW = "respond([0.010, 0.012, 0.011])", "respond([0.020, 0.022, 0.024])"
-
-
-@pytest.fixture
-def run(tmp_path: Path, fake_artifact: MakeArtifact, fake_interpreter: MakeInterpreter) -> Bench:
-    """bench() in which every side is played by a script, {side: body}; `torch` is the baseline."""
-
-    def run(sides: dict[str, str], *, random: bool = False, keep_logs: Path | None = None, **options: Any) -> Report:
-        artifact = fake_artifact(tmp_path / "artifact", random=random)
-        config = BenchConfig(
-            providers=tuple(s for s in sides if "torch" not in s),
-            baselines=tuple(s for s in sides if "torch" in s),
-            source="module:factory" if any("torch" in s for s in sides) else None,
-            python={s: fake_interpreter(tmp_path / f"python_{s}", body) for s, body in sides.items()},
-            **options,
-        )
-        return bench(artifact, config, keep_logs=keep_logs)
-
-    return run
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         ("os.abort()", "ended by SIGABRT"),
+        ("os.kill(os.getpid(), 9)", "ended by SIGKILL (often: out of memory)"),
         ("print('no kernel\\x1b[31m for Conv'); sys.exit(4)", "exit code 4; its last output: no kernel [31m for Conv"),
         ("Path(request['result']).write_text('}{ garbage')", "no readable result"),
         ("Path(request['result']).write_text('{}')", "no readable result"),

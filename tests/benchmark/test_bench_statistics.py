@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from onnxft.benchmark.statistics import speed_ratio, summarize
+from onnxft.benchmark.statistics import Ratio, repeated_ratio, speed_ratio, summarize
 from onnxft.benchmark.units import format_seconds
 
 
@@ -40,3 +40,10 @@ def test_ratio_is_above_one_for_the_faster_side_and_carries_both_spreads() -> No
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_ratio_of_repeats_is_that_of_pairs() -> None:
+    # A machine that is twice as slow in the second repeat changes nothing.
+    assert repeated_ratio([1.0, 2.0], [3.0, 6.0]) == Ratio(3.0, 0.0, "repeats")
+    ratio = repeated_ratio([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
+    assert (ratio.value, ratio.spread) == pytest.approx((3.0, 1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,15 @@ def statistics(layer: str) -> tuple[Buffer, ...]:
 def request_of(tmp_path: Path) -> Any:
     """(factory, manifest) -> request for the torch side."""
 
-    def request_of(factory: str = "make", manifest: Manifest = MANIFEST, *, ranges: bool = False) -> Request:
+    def request_of(
+        factory: str = "make",
+        manifest: Manifest = MANIFEST,
+        *,
+        ranges: bool = False,
+        side: str = "torch",
+        providers: tuple[str, ...] = ("cpu",),
+        scenario: Any = "train",
+    ) -> Request:
         (tmp_path / "net.py").write_text(SOURCE)
         artifact = tmp_path / "artifact"
         artifact.mkdir()
@@ -124,18 +133,26 @@ def request_of(tmp_path: Path) -> Any:
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in artifact.iterdir()}
         (artifact / FILE_NAME).write_bytes(replace(manifest, files=files).to_json())
         source = f"{tmp_path / 'net.py'}:{factory}"
-        config = BenchConfig(baselines=("torch",), source=source, min_steps=2, min_seconds=0, warmup_steps=1)
-        return Request(str(artifact), Side("torch", "baseline"), config, 6, 1, str(tmp_path / "r"), str(tmp_path / "g"))
+        config = BenchConfig(
+            providers=providers, baselines=(side,), source=source, scenario=scenario, min_steps=2, min_seconds=0,
+            warmup_steps=1,
+        )  # fmt: skip
+        return Request(str(artifact), Side(side, "baseline"), config, 6, 1, str(tmp_path / "r"), str(tmp_path / "g"))
 
     return request_of
 
 
-def expected_loss_and_gradients() -> tuple[float, dict[str, np.ndarray]]:
+def expected_features_and_logits() -> tuple[np.ndarray, np.ndarray]:
     """In NumPy, with B rows, F features, C classes."""
-    batch = random_batch(MANIFEST, 6, seed=0)
-    z_BF = batch["image"] @ FROZEN["stem.weight"].T + FROZEN["stem.bias"]
+    z_BF = random_batch(MANIFEST, 6, seed=0)["image"] @ FROZEN["stem.weight"].T + FROZEN["stem.bias"]
     h_BF = np.maximum((z_BF - FROZEN["norm.running_mean"]) / np.sqrt(FROZEN["norm.running_var"] + 1e-5), 0)
-    s_BC = h_BF @ VALUES["fc.weight"].T + VALUES["fc.bias"]
+    return h_BF, h_BF @ VALUES["fc.weight"].T + VALUES["fc.bias"]
+
+
+def expected_loss_and_gradients() -> tuple[float, dict[str, np.ndarray]]:
+    """In NumPy, likewise."""
+    batch = random_batch(MANIFEST, 6, seed=0)
+    h_BF, s_BC = expected_features_and_logits()
     p_BC = np.exp(s_BC) / np.exp(s_BC).sum(1, keepdims=True)
     loss = float(-np.log(p_BC[np.arange(6), batch["labels"]]).mean())
     d_BC = (p_BC - np.eye(4)[batch["labels"]]) / 6
@@ -154,6 +171,99 @@ def test_loss_and_gradients_are_those_of_the_artifact_s_values(request_of: Any, 
     assert len(measurement.warmup_seconds) == 1
     assert measurement.provider_obtained == "torch"
     assert measurement.versions == {"torch": torch.__version__}
+
+
+def test_bfloat16_is_autocast_with_float32_weights(request_of: Any) -> None:
+    measurement, gradients = torch_baseline.run(request_of(side="torch:bfloat16"))
+    loss, expected = expected_loss_and_gradients()
+    assert (measurement.precision, measurement.options["autocast"]) == ("bfloat16", "bfloat16")
+    assert measurement.loss == pytest.approx(loss, rel=2e-2)
+    assert measurement.loss != pytest.approx(loss, rel=1e-5)  # 8 bits of mantissa were really used
+    for name, g in expected.items():
+        assert gradients[name].dtype == np.float32
+        np.testing.assert_allclose(gradients[name], g, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("side", ["torch", "torch-compile", "torch:bfloat16"])
+def test_inference_gives_the_outputs_and_trains_nothing(
+    request_of: Any, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    # A trained BatchNorm has its running statistics in inference.
+    request = request_of(side=side, scenario="inference", manifest=replace(MANIFEST, buffers=statistics("norm")))
+    measurement, outputs = torch_baseline.run(request)
+    tolerance = 0.05 if "bfloat16" in side else 1e-5
+    np.testing.assert_allclose(outputs["logits"], expected_features_and_logits()[1], rtol=tolerance, atol=tolerance)
+    assert set(outputs) == {"features", "logits"}
+    assert measurement.loss == pytest.approx(expected_loss_and_gradients()[0], rel=tolerance)
+    assert len(measurement.step_seconds) == 2
+
+
+def test_the_compiled_step_computes_the_same(request_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile(function: Any, **options: Any) -> Any:
+        compiled.append(function.__name__)
+        return real(function, backend="eager", fullgraph=True, **options)  # the whole loss is one graph
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    measurement, gradients = torch_baseline.run(request_of("make_named", side="torch-compile"))
+    loss, expected = expected_loss_and_gradients()
+    assert compiled == ["loss"]
+    assert measurement.loss == pytest.approx(loss, rel=1e-5)
+    for name, g in expected.items():
+        np.testing.assert_allclose(gradients[name], g, rtol=1e-4, atol=1e-6)
+    assert measurement.provider_obtained == "torch-compile"
+
+
+def fails_to_compile(message: str) -> Any:
+    def backend(graph: Any, examples: Any) -> Any:
+        raise RuntimeError(message)
+
+    return partial(torch.compile, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')", "Install one (g++ or clang++)"),
+        ("no kernel for this", "no kernel for this"),
+    ],
+)
+def test_a_compiler_that_fails_is_the_reason(
+    request_of: Any, message: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", fails_to_compile(message))
+    with pytest.raises(ModelError) as caught:
+        torch_baseline.run(request_of(side="torch-compile"))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of the compiler itself
+def test_the_real_compiler_computes_the_same(request_of: Any) -> None:
+    measurement, gradients = torch_baseline.run(request_of(side="torch-compile"))
+    assert measurement.first_step_seconds > 10 * max(measurement.step_seconds)
+    for name, g in expected_loss_and_gradients()[1].items():
+        np.testing.assert_allclose(gradients[name], g, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("providers", "has_gpu", "device"),
+    [
+        (("cpu",), True, "cpu"),
+        (("cpu", "cuda"), True, "cuda:1"),
+        (("tensorrt:float16",), True, "cuda:1"),
+        (("cuda",), False, "cpu"),
+    ],
+)
+def test_torch_runs_where_the_providers_do(
+    providers: tuple[str, ...], has_gpu: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert str(torch_baseline.choose_device(BenchConfig(providers=providers, device=1))) == device
 
 
 def test_a_trained_batch_norm_takes_the_statistics_of_the_batch(request_of: Any) -> None:

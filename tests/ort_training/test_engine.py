@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
 from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Hyper
+from onnxft.runtime.execution import Execution
 from onnxft.runtime.ort_training import OrtTrainingEngine
 from onnxft.runtime.session import TrainSession
 
@@ -41,9 +43,11 @@ def reference() -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def make_engine(case: str, directory: Path | None = None, **options: object) -> OrtTrainingEngine:
+def make_engine(
+    case: str, directory: Path | None = None, asked: Execution | None = None, **options: Any
+) -> OrtTrainingEngine:
     place = directory or artifacts() / case
-    return OrtTrainingEngine(place, Manifest.load(place), **{"threads": 1, **options})
+    return OrtTrainingEngine(place, Manifest.load(place), asked or Execution(threads=1), **options)
 
 
 @pytest.fixture
@@ -329,15 +333,19 @@ def test_refused_weights_and_rows(mlp: OrtTrainingEngine, reference: dict[str, n
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("asked", "words"),
     [
-        ({"name": "cuda"}, "provider 'cuda' cannot run this artifact.*'cpu' only"),
-        ({"options": {"arena": "1"}}, "takes no provider options, not arena"),
+        (Execution("cuda"), "provider 'cuda' cannot run this artifact.*'cpu' only"),
+        (Execution(options={"arena": "1"}), "takes no provider options, not arena"),
+        (Execution(precision="bfloat16"), "run in float32 on one device, not in bfloat16 on device 0"),
+        (Execution(device=1), "run in float32 on one device, not in float32 on device 1"),
+        (Execution(strict=True), "strict asks where each node runs, which onnxruntime-training does not tell"),
     ],
+    ids=lambda value: str(value)[:24],
 )
-def test_refused_providers(options: dict[str, object], words: str) -> None:
+def test_refused_requests(asked: Execution, words: str) -> None:
     with pytest.raises(ProviderError, match=words):
-        make_engine("mlp_sgd", **options)
+        make_engine("mlp_sgd", asked=asked)
 
 
 @pytest.mark.parametrize("file", ["eval_model.onnx", "optimizer_model.onnx", "training_model.onnx", "checkpoint"])

@@ -129,7 +129,7 @@ def ort_training(session: nox.Session) -> None:
     builder = build_python(session)
     session.run(builder, "tests/ort_training/make_artifacts.py", str(made), "--python", own, external=True)
     session.run(
-        builder, "-m", "pytest", "tests/ort_training/test_lowering.py",
+        builder, "-m", "pytest", "tests/ort_training/test_lowering.py", "tests/benchmark/test_bench_ort_training.py",
         env={"ONNXFT_ORT_TRAINING_PYTHON": own}, external=True,
     )  # fmt: skip
     session.run("pytest", "tests/ort_training/test_engine.py", env={"ONNXFT_ORT_ARTIFACTS": str(made)})

@@ -42,6 +42,8 @@ def describe(
     ranges: Mapping[str, ByteRange],
     versions: Mapping[str, str] | None = None,
     half: dict[HalfPrecision, dict[GraphRole, GraphFile]] | None = None,
+    whole: str = "",
+    runtime_random: tuple[str, ...] = (),
 ) -> Manifest:
     """Write what goes along with the model, and the manifest with the hash of every file; the graphs are there.
 
@@ -57,6 +59,8 @@ def describe(
         ranges: {parameter or buffer: its bytes in the inference model}.
         versions: of further packages.
         half: the files of graphs in lower precisions.
+        whole: why the model is not divided.
+        runtime_random: operators whose numbers the runtime draws.
 
     Raises:
         ModelError: a file that goes along has the name of one of the artifact's own.
@@ -87,6 +91,8 @@ def describe(
             **(versions or {}),
         },
         half=half or {},
+        whole=whole,
+        runtime_random=runtime_random,
         work=step_work(forward, selection, loss, batch_size),
     )
     manifest.check()
@@ -103,8 +109,10 @@ def _parameters(forward: Forward, selection: Selection, ranges: Mapping[str, Byt
             tensors[name].shape,
             tensors[name].dtype,
             group,
+            origin="added" if name in forward.added else "model",
             tied_to=tensors[name].tied_to,
-            inference=ranges.get(name),
+            merge=(merge := forward.added.get(name)),
+            inference=ranges.get(name if merge is None else merge.target),
         )
         for name, group in selection.groups.items()
     )

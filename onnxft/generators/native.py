@@ -21,8 +21,9 @@ from onnxft.manifest import (
     Manifest,
     Optimizer,
 )
-from onnxft.step.build import build_step
-from onnxft.step.precision import LOWERED, lower
+from onnxft.step.build import adapter_graph, build_step
+from onnxft.step.cut import Cut, cut
+from onnxft.step.precision import lower_all
 from onnxft.step.select import Selection
 
 
@@ -35,19 +36,26 @@ def generate(
     *,
     batch_size: int,
     precisions: Sequence[HalfPrecision] = (),
+    divide: bool = True,
 ) -> Manifest:
     """Build the graphs and write the artifact; `directory` appears complete or not at all.
+
+    With `divide` the frozen part of the model is a graph of its own, where there is one; see `onnxft.step.cut`.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
         ModelError: the loss does not fit the model, or it multiplies nothing that a precision could lower.
     """
-    step = build_step(forward, selection, loss, optimizer)
-    lowered = {precision: {role: lower(step[role], precision) for role in LOWERED} for precision in precisions}
+    divided = cut(forward, selection) if divide else ""
+    if isinstance(divided, Cut):
+        step = {"trunk": divided.trunk, **build_step(divided.rest, selection, loss, optimizer)}
+    else:
+        step = build_step(forward, selection, loss, optimizer)
+    lowered = {precision: lower_all(step, precision) for precision in precisions}
     weights = initial_weights(forward)
     with new_directory(directory) as folder:
         moved = (*selection.trainable, *selection.buffers)
-        save_weights(folder / PARAMETERS_FILE, {name: weights[name] for name in moved})
+        moved_places = save_weights(folder / PARAMETERS_FILE, {name: weights[name] for name in moved})
         frozen = {name: tensor for name, tensor in weights.items() if name not in moved}
         places = save_weights(folder / FROZEN_FILE, frozen)
         graphs: dict[GraphRole, GraphFile] = {}
@@ -60,12 +68,15 @@ def generate(
                 file = f"{role}.{precision}.onnx"
                 save_model(graph.model, folder / file, places)
                 half[precision][role] = GraphFile(file, graph.inputs, graph.outputs, precision)
-        ranges = save_inference(forward.infer, folder / "infer.onnx")
+        if forward.added:
+            save_model(adapter_graph(forward, selection), folder / "infer_adapter.onnx", {**places, **moved_places})
+            graphs["infer_adapter"] = GraphFile("infer_adapter.onnx")
+        ranges = save_inference(forward.deployed, folder / "infer.onnx")
         graphs["infer"] = GraphFile("infer.onnx")
         return describe(
             folder, forward, selection, loss, optimizer,
             generator="native", batch_size=batch_size, graphs=graphs, ranges=ranges,
-            half=half,
+            half=half, whole="" if isinstance(divided, Cut) else divided,
         )  # fmt: skip
 
 

@@ -143,7 +143,10 @@ def make_forward(case: Case) -> Forward:
     tensors = tuple(
         Tensor(n, v.shape, "float32", "parameter" if n in parameters else "buffer") for n, v in state.items()
     )
-    return Forward(case.name, model, model, tensors, ("x",), ("logits",))
+    infer = model.clone()
+    if (training := infer.graph.initializers.get("training")) is not None:  # of Dropout
+        training.const_value = ir.tensor(False, name="training")
+    return Forward(case.name, model, infer, tensors, ("x",), ("logits",))
 
 
 def choose(*names: str) -> Selection:
@@ -164,7 +167,7 @@ def make_batches(case: Case) -> list[dict[str, np.ndarray]]:
     return batches
 
 
-def torch_reference(case: Case) -> dict[str, np.ndarray]:
+def torch_reference(case: Case, max_norm: float | None = None) -> dict[str, np.ndarray]:
     """Losses of the steps, gradients of the first and parameters after the last, from torch."""
     module = make_module(case)
     trained = {n: p for n, p in module.named_parameters() if n in case.trainable}
@@ -184,6 +187,8 @@ def torch_reference(case: Case) -> dict[str, np.ndarray]:
         loss.backward()
         if not losses:
             found |= {f"gradient/{n}": p.grad.numpy().copy() for n, p in trained.items()}
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(trained.values(), max_norm)
         optimizer.step()
         losses.append(loss.item())
     found |= {f"final/{n}": p.detach().numpy().copy() for n, p in trained.items()}

@@ -1,18 +1,17 @@
 """The optimizer state inside a checkpoint file of onnxruntime-training, a flatbuffer.
 
 The training API saves and loads the state but shows it to nobody; the schema's classes, which ONNX Runtime
-ships for its tools, find it in the bytes.
+ships for its tools, find it in the bytes. Read by the worker: the standard library, numpy and that package only.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-
-from onnxft.runtime.engine import Array, Arrays
+from numpy.typing import NDArray
 
 STEP = "step"
 _SLOTS = {"momentum0": "exp_avg", "momentum1": "exp_avg_sq"}
@@ -20,9 +19,9 @@ _STEP_FIELD = 6
 """Place of OptimizerGroup.step in its table (ort.fbs)."""
 
 
-def read_state(checkpoint: bytes) -> dict[str, Array]:
+def read_state(checkpoint: bytes) -> dict[str, NDArray[Any]]:
     """{`parameter/slot`: copy} and `step`; empty for an optimizer without state."""
-    state: dict[str, Array] = {}
+    state: dict[str, NDArray[Any]] = {}
     for group in _groups(bytearray(checkpoint)):
         for name, values in _moments(group):
             state[name] = np.array(values)
@@ -31,7 +30,7 @@ def read_state(checkpoint: bytes) -> dict[str, Array]:
     return state
 
 
-def write_state(checkpoint: bytes, values: Arrays) -> bytes:
+def write_state(checkpoint: bytes, values: Mapping[str, NDArray[Any]]) -> bytes:
     """The checkpoint with the state replaced; it must hold a step count other than 0."""
     data = bytearray(checkpoint)
     for group in _groups(data):

@@ -1,0 +1,161 @@
+"""A graph of a training step under construction, with the role of each of its inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxft.errors import ModelError, near
+from onnxft.graph.builder import Op, add_input, builder
+from onnxft.graph.forward import Forward
+from onnxft.graph.shapes import dims
+from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Loss, Port, Role
+from onnxft.step.losses import LossTerms, label_type, loss_builder
+from onnxft.step.randomness import randomness_to_inputs
+from onnxft.step.select import Selection
+from onnxft.step.shared_weights import separate_shared_weights
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """One graph and the role of each of its inputs and outputs."""
+
+    model: ir.Model
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class StepGraphBuilder:
+    """A graph under construction with the ports it has so far."""
+
+    def __init__(self, model: ir.Model, forward: Forward) -> None:
+        """Take over `model`, a copy of one of the graphs of `forward`; its outputs become outputs when added."""
+        self.model = model
+        self.forward = forward
+        self.op: Op = builder(model.graph)
+        self.tensors = {t.name: t for t in forward.tensors}
+        self.inputs = [port(v, "feature" if v.name in forward.features else "input") for v in model.graph.inputs]
+        self.outputs: list[Port] = []
+        self.values: dict[str, ir.Value] = {}
+        self.model_outputs = dict(zip(forward.outputs, model.graph.outputs, strict=False))
+        model.graph.outputs.clear()
+
+    def add_random_inputs(self) -> None:
+        """Random operators become `random` inputs; see `randomness_to_inputs`."""
+        self.model.graph.outputs.extend(self.model_outputs.values())
+        self.inputs += randomness_to_inputs(self.op)
+        # A random operator may have been the output itself.
+        self.model_outputs = dict(zip(self.model_outputs, self.model.graph.outputs, strict=True))
+        self.model.graph.outputs.clear()
+
+    def add_parameters(self, selection: Selection) -> None:
+        """Trained parameters become inputs under their names."""
+        for name in selection.trainable:
+            self.inputs.append(port(self._to_input(name), "parameter", parameter=name))
+        separate_shared_weights(self.op)
+
+    def add_buffers(self, selection: Selection) -> None:
+        """Trained running statistics become inputs under their names."""
+        for name in selection.buffers:
+            self.inputs.append(port(self._to_input(name), "buffer", buffer=name))
+
+    def _to_input(self, name: str) -> ir.Value:
+        tensor = self.tensors[name]
+        old = self.model.graph.initializers.pop(name, None)
+        value = self.values[name] = add_input(self.op, name, element_type(tensor.dtype), tensor.shape)
+        if old is not None:
+            old.name = f"{name}.initial"
+            old.replace_all_uses_with(value)
+        return value
+
+    def add_loss(self, loss: Loss) -> LossTerms:
+        """Labels and row weights become inputs, and the loss is appended; ModelError where it does not fit."""
+        if loss.output not in self.model_outputs:
+            raise ModelError(f"the model has no output '{loss.output}'.{near(loss.output, self.model_outputs)}")
+        output = self.model_outputs[loss.output]
+        labels = None
+        if typed := label_type(loss, output):
+            labels = add_input(self.op, LABELS, *typed)
+            self.inputs.append(port(labels, "label"))
+        weights = add_input(self.op, SAMPLE_WEIGHTS, ir.DataType.FLOAT, [BATCH])
+        self.inputs.append(port(weights, "sample_weight"))
+        return loss_builder(loss.kind)(self.op, loss, output, labels, weights)
+
+    def add_scalar(self, name: str, role: Role, group: str | None = None) -> ir.Value:
+        """A scalar input in the element type of the parameters."""
+        dtype = next(iter(self.values.values())).dtype or ir.DataType.FLOAT
+        value = add_input(self.op, name, dtype, [])
+        self.inputs.append(port(value, role, group=group))
+        return value
+
+    def add_state_input(self, parameter: str, role: Role, slot: str, name: str) -> ir.Value:
+        """An input in the shape of a parameter."""
+        tensor = self.tensors[parameter]
+        value = add_input(self.op, name, element_type(tensor.dtype), tensor.shape)
+        self.inputs.append(port(value, role, parameter=parameter, slot=slot))
+        return value
+
+    def add_output(
+        self,
+        value: ir.Value,
+        name: str,
+        role: Role,
+        parameter: str | None = None,
+        slot: str | None = None,
+        buffer: str | None = None,
+    ) -> None:
+        """An output of that name; what the graph only hands on gets a node of its own."""
+        if value.is_graph_input() or value.is_graph_output():
+            value = self.op.Identity(value)
+        value.name = name
+        self.model.graph.outputs.append(value)
+        tensor = self.tensors.get(parameter or buffer or "")
+        if tensor is not None:
+            value.shape = ir.Shape(tensor.shape)
+        self.outputs.append(port(value, role, parameter, slot, buffer=buffer))
+
+    def add_buffer_outputs(self, buffers: Mapping[str, ir.Value]) -> None:
+        """The running statistics after the batch."""
+        for name, value in buffers.items():
+            self.add_output(value, f"{name}.new", "buffer", buffer=name)
+
+    def add_loss_outputs(self, terms: LossTerms) -> None:
+        """The sums of the loss, of the weights and of each metric."""
+        self.add_output(terms.loss_sum, "loss_sum", "loss_sum")
+        self.add_output(terms.weight_sum, "weight_sum", "weight_sum")
+        for slot, value in terms.metrics.items():
+            self.add_output(value, f"metric.{slot}", "metric", slot=slot)
+
+    def finish(self) -> StepGraph:
+        """Drop what nothing reads, inputs included."""
+        graph = self.model.graph
+        common.RemoveUnusedNodesPass()(self.model)
+        common.TopologicalSortPass()(self.model)
+        common.ClearMetadataAndDocStringPass()(self.model)
+        read = {v.name for v in graph.inputs if v.uses() or v.is_graph_output()}
+        for value in [v for v in graph.inputs if v.name not in read]:
+            graph.inputs.remove(value)
+        return StepGraph(self.model, tuple(p for p in self.inputs if p.name in read), tuple(self.outputs))
+
+
+def port(
+    value: ir.Value,
+    role: Role,
+    parameter: str | None = None,
+    slot: str | None = None,
+    group: str | None = None,
+    buffer: str | None = None,
+) -> Port:
+    """The manifest's record of a graph input or output; an unknown dimension is `?`."""
+    assert value.dtype is not None and value.name is not None
+    shape = tuple(d if d is not None else "?" for d in dims(value))
+    return Port(value.name, role, value.dtype.numpy().name, shape, parameter, slot, group, buffer=buffer)
+
+
+def element_type(numpy_name: str) -> ir.DataType:
+    """The ONNX element type of a numpy name."""
+    return ir.DataType.from_numpy(np.dtype(numpy_name))

@@ -14,11 +14,29 @@ from onnxft.files import check_replaceable, new_directory, recover, sha256, writ
 from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.loss_scale import LossScale
+from onnxft.runtime.take_up import Trained, taken_up
 
 _RECORD = "checkpoint.json"
 _TENSORS = ("parameters.safetensors", "state.safetensors")
 _AVERAGES = "averages.safetensors"
 """Only where the session has averages."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a session goes on from, between two updates."""
+
+    step_count: int
+    seed: int
+    loss_scale: LossScale
+    values: Arrays
+    """Trained parameters and running statistics."""
+    state: Arrays
+    """Of the optimizer, keyed `parameter/slot`."""
+    averages: Arrays
+    """Of the parameters; empty where there are none."""
+    decays: dict[str, float] = field(default_factory=dict)
+    """{parameter group: weight decay of the last update}; empty before the first."""
 
 
 @dataclass(frozen=True)
@@ -30,86 +48,110 @@ class Checkpoint:
     artifact: str
     optimizer: str
     loss_scale: LossScale = field(default_factory=LossScale)
+    trained: Trained | None = None
+    """None: written before it was recorded, so that only the same generator can go on."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of the tensor files: the mark of completeness."""
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, parameters: Arrays, state: Arrays, averages: Arrays) -> None:
-    """Replace the directory `path`; a crash leaves the old or the new one. Without `averages` none are recorded.
+def write_checkpoint(path: Path, snapshot: Snapshot, manifest: Manifest, trained: Trained) -> None:
+    """Replace the directory `path`; a crash leaves the old or the new one.
 
     Raises:
         ArtifactError: `path` holds something else than a checkpoint.
     """
     check_replaceable(path, _RECORD)
-    contents = dict(zip(_TENSORS, (parameters, state), strict=True)) | ({_AVERAGES: averages} if averages else {})
+    contents = dict(zip(_TENSORS, (snapshot.values, snapshot.state), strict=True))
+    if snapshot.averages:
+        contents[_AVERAGES] = snapshot.averages
+    trained = replace(trained, decays=snapshot.decays or trained.decays)
     with new_directory(path) as beside:
         for name, tensors in contents.items():
             write_atomically(beside / name, save(dict(tensors)))
-        files = {name: sha256(beside / name) for name in contents}
-        complete = replace(checkpoint, files=files)
-        write_atomically(beside / _RECORD, msgspec.json.format(msgspec.json.encode(complete)))
+        record = Checkpoint(
+            snapshot.step_count, snapshot.seed, manifest.name, manifest.optimizer.kind, snapshot.loss_scale, trained,
+            files={name: sha256(beside / name) for name in contents},
+        )  # fmt: skip
+        write_atomically(beside / _RECORD, msgspec.json.format(msgspec.json.encode(record)))
 
 
-def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Record, parameters, state and averages (empty where it has none).
+def read_checkpoint(path: Path, own: Snapshot, manifest: Manifest, trained: Trained) -> Snapshot:
+    """What a session goes on from; `own` is how it stands now, `trained` what its artifact trains.
+
+    A checkpoint of the other generator is taken up (`runtime/take_up.py`).
 
     Raises:
-        ArtifactError: a file is missing or does not match its hash.
+        ArtifactError: it is damaged, or does not continue the artifact; or the runtime draws random numbers itself,
+            whose generator nothing restores.
     """
+    if manifest.runtime_random:
+        raise ArtifactError(
+            f"checkpoint '{path}' cannot be resumed: in the artifact '{manifest.name}' onnxruntime-training draws for "
+            f"{', '.join(manifest.runtime_random)} itself, and its generator cannot be put back, so the masks would be "
+            "others. Export without --standalone, or begin a new run with the weights alone (--weights)."
+        )
     place = recover(path)
     if not (place / _RECORD).is_file():
         raise ArtifactError(f"'{path}' is not a checkpoint: it has no {_RECORD}.")
+    record = _read_record(place / _RECORD)
+    values, state, *averages = (
+        _read_tensors(place / name, record)
+        for name in (*_TENSORS, _AVERAGES)
+        if name != _AVERAGES or name in record.files
+    )
+    decays = {} if record.trained is None else record.trained.decays
+    found = Snapshot(
+        record.step_count, record.seed, record.loss_scale, values, state, averages[0] if averages else {}, decays
+    )
+    if record.trained is not None and record.trained.generator != trained.generator:
+        found = replace(found, state=taken_up(path, record.trained, trained, own, found, manifest))
+    _check_fits(path, record, manifest, own, found)
+    return found
+
+
+def _read_record(path: Path) -> Checkpoint:
     try:
-        checkpoint = msgspec.json.decode((place / _RECORD).read_bytes(), type=Checkpoint)
+        record = msgspec.json.decode(path.read_bytes(), type=Checkpoint)
     except msgspec.MsgspecError as err:
-        raise ArtifactError(f"'{place / _RECORD}' is damaged: {err}.") from err
-    if not (0 <= checkpoint.step_count < 2**63 and 0 <= checkpoint.seed < 2**63):
-        raise ArtifactError(f"'{place / _RECORD}' is damaged: step_count or seed is out of range.")
-    if not checkpoint.loss_scale.sound or checkpoint.loss_scale.skipped > checkpoint.step_count:
-        raise ArtifactError(f"'{place / _RECORD}' is damaged: no run has the loss scale {checkpoint.loss_scale}.")
-    tensors = []
-    for name in (*_TENSORS, *([_AVERAGES] if _AVERAGES in checkpoint.files else [])):
-        if not (place / name).is_file() or sha256(place / name) != checkpoint.files.get(name):
-            raise ArtifactError(f"'{place / name}' is missing or damaged: this checkpoint cannot be resumed.")
-        try:
-            tensors.append(load((place / name).read_bytes()))
-        except SafetensorError as err:
-            raise ArtifactError(f"'{place / name}' is damaged: {err}.") from err
-    parameters, state, *averages = tensors
-    return checkpoint, parameters, state, averages[0] if averages else {}
+        raise ArtifactError(f"'{path}' is damaged: {err}.") from err
+    if not (0 <= record.step_count < 2**63 and 0 <= record.seed < 2**63):
+        raise ArtifactError(f"'{path}' is damaged: step_count or seed is out of range.")
+    if not record.loss_scale.sound or record.loss_scale.skipped > record.step_count:
+        raise ArtifactError(f"'{path}' is damaged: no run has the loss scale {record.loss_scale}.")
+    return record
 
 
-def check_fits(
-    path: Path,
-    checkpoint: Checkpoint,
-    manifest: Manifest,
-    parameters: tuple[Arrays, Arrays],
-    state: tuple[Arrays, Arrays],
-    averages: tuple[Arrays, Arrays],
-) -> None:
-    """ArtifactError unless a checkpoint continues an artifact.
+def _read_tensors(path: Path, record: Checkpoint) -> dict[str, Array]:
+    if not path.is_file() or sha256(path) != record.files.get(path.name):
+        raise ArtifactError(f"'{path}' is missing or damaged: this checkpoint cannot be resumed.")
+    try:
+        return dict(load(path.read_bytes()))
+    except SafetensorError as err:
+        raise ArtifactError(f"'{path}' is damaged: {err}.") from err
 
-    `parameters`, `state` and `averages` are (own, found); averages need not be there, then `own` does not matter.
-    """
-    if averages[1] and "average" not in manifest.graphs:
+
+def _check_fits(path: Path, record: Checkpoint, manifest: Manifest, own: Snapshot, found: Snapshot) -> None:
+    """ArtifactError unless what was found continues the artifact; averages need not be there."""
+    if found.averages and "average" not in manifest.graphs:
         raise ArtifactError(
             f"checkpoint '{path}' holds averages of the parameters, for which the artifact '{manifest.name}' has no "
             "'average' graph. Continue with the artifact that it was written for, or export again."
         )
-    if checkpoint.optimizer != manifest.optimizer.kind:
+    if record.optimizer != manifest.optimizer.kind:
         raise ArtifactError(
-            f"checkpoint '{path}' is of the optimizer '{checkpoint.optimizer}', the artifact has "
-            f"'{manifest.optimizer.kind}'. Continue with the artifact '{checkpoint.artifact}'."
+            f"checkpoint '{path}' is of the optimizer '{record.optimizer}', the artifact has "
+            f"'{manifest.optimizer.kind}'. Continue with the artifact '{record.artifact}'."
         )
-    kinds = [("parameter", parameters), ("state", state), *([("average", averages)] if averages[1] else [])]
-    for kind, (own, found) in kinds:
-        for name in sorted({*found, *own}):
-            if name in own and name in found and _like(own[name], found[name]):
+    parameters = {p.name: own.values[p.name] for p in manifest.parameters}
+    kinds = [("parameter", own.values, found.values), ("state", own.state, found.state)]
+    for kind, mine, read in [*kinds, *([("average", parameters, found.averages)] if found.averages else [])]:
+        for name in sorted({*read, *mine}):
+            if name in mine and name in read and _like(mine[name], read[name]):
                 continue
-            problem = "is missing" if name not in found else "is unknown or has another shape or type"
+            problem = "is missing" if name not in read else "is unknown or has another shape or type"
             raise ArtifactError(
                 f"checkpoint '{path}' does not fit the artifact '{manifest.name}': {kind} '{name}' {problem}. "
-                f"It was written for '{checkpoint.artifact}'."
+                f"It was written for '{record.artifact}'."
             )
 
 

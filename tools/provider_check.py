@@ -23,6 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from onnxft.benchmark.report import Report
 from onnxft.files import write_atomically
 from onnxft.runtime.providers import provider
 
@@ -111,13 +114,15 @@ def conform(evidence: Evidence, selected: Sequence[str], folder: Path) -> None:
         evidence.failures.append(f"the conformance tests did not run: pytest ended with code {done.returncode}")
         return
     evidence.tests = read_tests(report)
-    evidence.failures += [
-        f"{t.name}: {t.message.partition(chr(10))[0]}" for t in evidence.tests if t.result == "failed"
-    ]
+    evidence.failures += [f"{t.name}: {_first_line(t.message)}" for t in evidence.tests if t.result == "failed"]
     for side in evidence.sides:
         if not any(t.result == "passed" and belongs(t.name, side) for t in evidence.tests):
-            reasons = Counter(t.message for t in evidence.tests if belongs(t.name, side)).most_common(1)
+            reasons = Counter(_first_line(t.message) for t in evidence.tests if belongs(t.name, side)).most_common(1)
             evidence.failures.append(f"no test passed on {side}{f' ({reasons[0][0]})' if reasons else ''}")
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def belongs(test: str, side: str) -> bool:
@@ -148,11 +153,11 @@ def measure(evidence: Evidence, tasks: str, threads: int, folder: Path) -> None:
          str(place)],
     )  # fmt: skip
     for report in sorted(place.glob("*.json")):
-        found = json.loads(report.read_text())
-        evidence.bench[report.stem.partition(".")[0]] = found
-        for row in found.get("rows", ()):
-            if row.get("error"):
-                evidence.failures.append(f"benchmark {report.stem}, {row.get('side')}: {row['error']}")
+        found = Report.from_json(report.read_bytes())
+        evidence.bench[report.stem.partition(".")[0]] = msgspec.to_builtins(found)
+        evidence.failures += [
+            f"benchmark {report.stem}, {row.side.name}: {row.reason}" for row in found.rows if row.reason is not None
+        ]
     if done.returncode or not evidence.bench:
         evidence.failures.append(f"tools/benchmark_tasks.py ended with code {done.returncode}")
 

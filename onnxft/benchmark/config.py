@@ -77,7 +77,8 @@ class BenchConfig:
     threads: int | tuple[int, ...] | None = None
     """Threads of every side, or several numbers to sweep over; None: as many as this process may use."""
     python: dict[str, str] = field(default_factory=dict)
-    """{side, with or without its precision: interpreter} for sides that live in another environment."""
+    """{side, with or without its precision: interpreter} for sides that live in another environment; of ort-training,
+    that of its worker process, which need not be named where `onnxft setup ort-training` made it."""
     device: int | None = None
     """Index among the devices of the providers that run on a GPU or NPU; None: the first."""
     provider_options: dict[str, dict[str, str]] = field(default_factory=dict)

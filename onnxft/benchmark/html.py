@@ -12,7 +12,7 @@ import msgspec
 from onnxft.benchmark.page_style import CSS
 from onnxft.benchmark.picture import Plot
 from onnxft.benchmark.plots import plots
-from onnxft.benchmark.points import points
+from onnxft.benchmark.points import compared_word, points
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.sentences import header, notes, verdict, versions
 from onnxft.benchmark.svg import check
@@ -42,7 +42,7 @@ def render(report: Report) -> str:
         _figures(plots(report)),
         "<h2>Details</h2>",
         _fold("Every side", _grid(detail_table(report)), open_=True),
-        _folds("Gradients", _gradients(report)),
+        _folds(f"{compared_word(report).capitalize()}s", _compared(report)),
         _folds("Operators", _operators(report)),
         _folds("Nodes that fell back", _fallback(report)),
         *_options(report),
@@ -134,8 +134,8 @@ def _plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
     return _grid(Table("", tuple(columns), tuple(Line(tuple(row)) for row in rows)))
 
 
-def _gradients(report: Report) -> Iterable[str]:
-    columns = (Column("parameter", words=True), Column("relative difference"))
+def _compared(report: Report) -> Iterable[str]:
+    columns = (Column("of", words=True), Column("relative difference"))
     for title, row in _titled(report):
         if row.numerics and row.numerics.by_parameter:
             ranked = sorted(row.numerics.by_parameter.items(), key=lambda item: (-item[1], item[0]))

@@ -11,6 +11,11 @@ def step_word(report: Report) -> str:
     return "step" if report.config.scenario == "train" else "batch"
 
 
+def compared_word(report: Report) -> str:
+    """What is compared of every side besides the loss: a gradient of each parameter, or each output."""
+    return "gradient" if report.config.scenario == "train" else "output"
+
+
 def points(report: Report) -> dict[Point, tuple[Row, ...]]:
     """{point: its rows}, one point without a sweep."""
     found: dict[Point, tuple[Row, ...]] = {}

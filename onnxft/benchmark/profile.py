@@ -36,28 +36,25 @@ def session_operators(
                     step(session)
             finally:
                 session.close()  # which writes the file
-        files = sorted(Path(folder).glob("*.json"))
-        return operator_times([event for file in files for event in json.loads(file.read_bytes())])
+        return operator_times([json.loads(file.read_bytes()) for file in sorted(Path(folder).glob("*.json"))])
 
 
-def operator_times(events: Sequence[Event]) -> tuple[OperatorTime, ...]:
-    """Sum over the nodes of the profiled runs, by operator and provider, for one run.
+def operator_times(profiles: Sequence[Sequence[Event]]) -> tuple[OperatorTime, ...]:
+    """Sum over the nodes of a step, by operator and provider; each graph that it runs once has a profile of its own.
 
     The time of a node that runs others (Scan) is without theirs.
     """
-    runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: int(e["ts"]))[SKIPPED_RUNS:]
-    if not runs:
-        return ()
-    begin = int(runs[0]["ts"])
     names = {p.runtime_name: p.name for p in PROVIDERS.values()}
     seconds: dict[tuple[str, str], float] = defaultdict(float)
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for event, own in _own_times(e for e in events if _is_node(e) and int(e["ts"]) >= begin):
-        provider = str(event["args"].get("provider", ""))
-        key = (str(event["args"].get("op_name", event["name"])), names.get(provider, provider))
-        seconds[key] += own / 1e6
-        counts[key] += 1
-    times = (OperatorTime(*key, round(counts[key] / len(runs)), seconds[key] / len(runs)) for key in seconds)
+    counts: dict[tuple[str, str], float] = defaultdict(float)
+    for events in profiles:
+        runs = sorted(int(e["ts"]) for e in events if e.get("name") == "model_run")[SKIPPED_RUNS:]
+        for event, own in _own_times(e for e in events if runs and _is_node(e) and int(e["ts"]) >= runs[0]):
+            provider = str(event["args"].get("provider", ""))
+            key = (str(event["args"].get("op_name", event["name"])), names.get(provider, provider))
+            seconds[key] += own / 1e6 / len(runs)
+            counts[key] += 1 / len(runs)
+    times = (OperatorTime(*key, round(counts[key]), seconds[key]) for key in seconds)
     return tuple(sorted(times, key=lambda time: (-time.seconds, time.operator)))
 
 

@@ -19,7 +19,6 @@ from onnxft.benchmark.relations import with_numerics, with_ratios
 from onnxft.benchmark.report import Report, Row, Work
 from onnxft.benchmark.side_process import Outcome, run_side
 from onnxft.benchmark.statistics import summarize
-from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.runtime.random_batch import TRAIN_ROLES, draws_random_numbers
 
@@ -66,11 +65,9 @@ def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, k
 
     Raises:
         ArtifactError: the artifact has no manifest, or one that does not fit.
-        ConfigError: the artifact's batch cannot have the size asked for.
     """
     manifest = Manifest.load(artifact)
     points = config.points(manifest.batch_size, available_threads())
-    _check_batch_sizes(manifest, points)
     device = describe_device(max(point.threads for point in points))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="onnxft-bench-") as folder:
@@ -95,15 +92,6 @@ def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, k
         reference=reference,
         rows=tuple(rows),
     )
-
-
-def _check_batch_sizes(manifest: Manifest, points: Sequence[Point]) -> None:
-    for point in points:
-        if manifest.generator == "ort-training" and point.batch_size != manifest.batch_size:
-            raise ConfigError(
-                f"'batch_size' is {point.batch_size}, but a graph of onnxruntime-training is fixed to "
-                f"{manifest.batch_size}. Leave it out, or export with --batch-size {point.batch_size}."
-            )
 
 
 def _entries(config: BenchConfig, points: Sequence[Point], folder: Path) -> list[_Entry]:

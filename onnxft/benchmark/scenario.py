@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnxft.benchmark.config import BenchConfig
 from onnxft.errors import DivergedError
@@ -48,19 +46,3 @@ def measure(step: Callable[[], float], config: BenchConfig, clock: Callable[[], 
         steps.append(timed()[0])
         total += steps[-1]
     return Times(first, warmup, tuple(steps), loss)
-
-
-def peak_rss_bytes() -> int | None:
-    """Peak resident memory of this process in bytes; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux keeps ru_maxrss over exec: a worker would report the peak of the process that started it.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

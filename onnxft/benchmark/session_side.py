@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from onnxft.benchmark.config import Scenario
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.gpu_memory import gpu_bytes
 from onnxft.benchmark.peaks import measure_peaks, session_peaks
 from onnxft.benchmark.profile import session_operators
-from onnxft.benchmark.scenario import measure, peak_rss_bytes
+from onnxft.benchmark.scenario import measure
 from onnxft.errors import OnnxftError
 from onnxft.manifest import GraphRole
 from onnxft.runtime.engine import Array, Arrays, Placement
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.providers import PROVIDERS
-from onnxft.runtime.random_batch import DATA_ROLES, TRAIN_ROLES, input_ports, random_batch
+from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 from onnxft.runtime.sessions import OpenSession, open_session
 
@@ -34,7 +36,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     build_seconds = time.perf_counter() - start
     batch = random_batch(session.manifest, request.batch_size, request.config.seed)
     trains = request.config.scenario == "train"
-    inputs = {port.name: batch[port.name] for port in input_ports(session.manifest)}
+    inputs = {port.name: batch[port.name] for port in session.manifest.inputs}
 
     def train() -> float:
         return session.step(batch, lr=request.config.lr).loss
@@ -44,7 +46,8 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         return 0.0  # no loss is computed
 
     times = measure(train if trains else predict, request.config)
-    peak, gpu = peak_rss_bytes(), gpu_bytes()
+    # Of the process that computes: onnxruntime-training's is another than this one.
+    peak, gpu = session.peak_bytes, gpu_bytes()
     placement = session.placement
     arrays: dict[str, Array] = {} if trains else dict(session.predict(inputs))
     loss = times.loss if trains else session.evaluate(batch).loss
@@ -53,8 +56,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     gradients_error = None
     if trains:
         arrays, gradients_error = _initial_gradients(request, batch)
-    role = step_role(placement, TRAIN_ROLES if trains else DATA_ROLES)
-    nodes = placement.nodes.get(role, {}) if role else {}
+    nodes, fallback = step_nodes(placement, request.config.scenario)
     measurement = Measurement(
         provider_requested=placement.requested,
         provider_obtained=placement.obtained,
@@ -69,7 +71,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         loss=loss,
         options=placement.options,
         precision=placement.precision,
-        fallback=placement.fallback.get(role, {}) if role else {},
+        fallback=fallback,
         peak_gpu_bytes=gpu,
         gradients_error=gradients_error,
         # After the steps and the reading of the memory, so that they disturb neither.
@@ -87,9 +89,25 @@ def _step_of(request: Request, batch: Arrays, inputs: Arrays) -> Callable[[Train
     return lambda session: session.predict(inputs)
 
 
-def step_role(placement: Placement, roles: tuple[GraphRole, ...]) -> GraphRole | None:
-    """The graph that a step runs; None where the runtime does not tell its nodes."""
-    return next((role for role in roles if role in placement.nodes), None)
+def step_nodes(placement: Placement, scenario: Scenario) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
+    """{provider: nodes} and {another provider: its nodes by name} of all graphs that a step runs.
+
+    Empty where the runtime does not tell.
+    """
+    nodes: Counter[str] = Counter()
+    fallback: dict[str, tuple[str, ...]] = {}
+    for role in _STEP_ROLES[scenario]:
+        nodes.update(placement.nodes.get(role, {}))
+        for name, fallen in placement.fallback.get(role, {}).items():
+            fallback[name] = (*fallback.get(name, ()), *fallen)
+    return dict(nodes), fallback
+
+
+# Below float32 a step runs `gradients` and `update` instead of `train`.
+_STEP_ROLES: dict[Scenario, tuple[GraphRole, ...]] = {
+    "train": ("trunk", "train", "gradients", "update"),
+    "inference": ("trunk", "eval"),
+}
 
 
 def _open(request: Request) -> TrainSession:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from onnxft.benchmark.config import ORT_TRAINING, BenchConfig, Side
 from onnxft.benchmark.environment import thread_variables
 from onnxft.benchmark.exchange import Measurement, Request, Response, read_response, write
+from onnxft.ort_training_environment import PYTHON_VARIABLE
 from onnxft.runtime.isolate import last_line, run_isolated
 
 
@@ -39,7 +40,8 @@ def run_side(request: Request, place: Path, artifacts: dict[int, Path | Outcome]
         if isinstance(made, Outcome):
             return made
         request = replace(request, artifact=str(made))
-    python = request.config.interpreter(request.side) or sys.executable
+    own = None if request.side.runs == ORT_TRAINING else request.config.interpreter(request.side)
+    python = own or sys.executable
     log = place / "output.log"
     response, ended = _run(request, python, place, log)
     if ended is None and response is not None and response.measurement is not None:
@@ -54,13 +56,7 @@ def run_side(request: Request, place: Path, artifacts: dict[int, Path | Outcome]
 
 
 def _generate(request: Request, place: Path) -> Path | Outcome:
-    """The artifact of onnxruntime-training, made in this environment from the source."""
-    if request.config.interpreter(request.side) is None:
-        return Outcome(
-            reason=f"ConfigError: the baseline '{ORT_TRAINING}' runs in an environment of its own, and none is named. "
-            "Make one with `python3.11 -m venv ort-training` and `ort-training/bin/pip install 'onnxft[ort-training]'`,"
-            f" then give --python {ORT_TRAINING}=ort-training/bin/python."
-        )
+    """The artifact of onnxruntime-training, made from the source."""
     artifact, log = place / ORT_TRAINING, place / "generate.log"
     request = replace(request, generate=str(artifact))
     response, ended = _run(request, sys.executable, place, log)
@@ -77,6 +73,8 @@ def _run(request: Request, python: str, place: Path, log: Path) -> tuple[Respons
     variables = thread_variables(request.threads) | {
         name: str(place.parent / "compiled") for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     }
+    if request.side.runs == ORT_TRAINING and (there := request.config.interpreter(request.side)):
+        variables[PYTHON_VARIABLE] = there  # of its worker processes; the side itself runs here
     # -P: a file in the working directory must not stand in for a package.
     command = [python, "-P", "-m", "onnxft.benchmark.worker", str(file)]
     ended = run_isolated(command, log, request.config.time_limit_seconds, variables)
@@ -95,6 +93,5 @@ def _crash_reason(ended: str, side: Side, config: BenchConfig, output: str) -> s
     if python is not None and "cannot be started" in ended:
         reason += f". Give the interpreter of an environment as --python {side.runs}=PATH"
     if python is not None and "No module named 'onnxft" in output:
-        extra = "'onnxft[ort-training]'" if side.runs == ORT_TRAINING else "onnxft"
-        reason += f". Install onnxft in that environment: {python} -m pip install {extra}"
+        reason += f". Install onnxft in that environment: {python} -m pip install onnxft"
     return reason

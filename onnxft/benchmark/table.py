@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from onnxft.benchmark.exchange import Measurement
-from onnxft.benchmark.points import points, step_word, time_unit
+from onnxft.benchmark.points import compared_word, points, step_word, time_unit
 from onnxft.benchmark.report import Report, Row
 from onnxft.benchmark.statistics import Ratio, Summary
 from onnxft.benchmark.units import digits, format_ratio, format_seconds, megabytes, scientific
@@ -57,7 +57,7 @@ def main_table(report: Report) -> Table:
     unit, scale = time_unit(report)
     name = report.reference or ""
     deviation = (
-        _Field(Column("max Δ", "gradient"), _numerics("gradient_difference"), scientific)
+        _Field(Column("max Δ", compared_word(report)), _numerics("gradient_difference"), scientific)
         if any(row.numerics and row.numerics.gradient_difference is not None for row in report.rows)
         else _Field(Column("Δ", "loss"), _numerics("loss_difference"), scientific)
     )
@@ -100,7 +100,7 @@ def detail_table(report: Report) -> Table:
             _Field(Column("precision", words=True), _measured("precision")),
             _Field(Column("nodes", words=True), lambda row: row.measurement and _nodes(row.measurement)),
             _Field(Column("Δ loss"), _numerics("loss_difference"), scientific),
-            _Field(Column("worst parameter", words=True), _numerics("worst_parameter")),
+            _Field(Column(f"worst {compared_word(report)}", words=True), _numerics("worst_parameter")),
             _Field(Column("compared with", words=True), _numerics("reference")),
         ],
     )

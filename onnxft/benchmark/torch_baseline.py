@@ -14,7 +14,7 @@ from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.gpu_memory import gpu_bytes
 from onnxft.benchmark.peaks import measure_peaks
-from onnxft.benchmark.scenario import Times, measure, peak_rss_bytes
+from onnxft.benchmark.scenario import Times, measure
 from onnxft.benchmark.torch_model import (
     Tensors,
     TorchModel,
@@ -26,6 +26,7 @@ from onnxft.benchmark.torch_model import (
 from onnxft.benchmark.torch_probe import torch_operators, torch_peaks
 from onnxft.errors import ModelError
 from onnxft.manifest import Manifest, Optimizer
+from onnxft.memory import peak_resident_bytes
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.engine import Array
 from onnxft.runtime.providers import first_line
@@ -50,7 +51,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     side = _Training(request, device) if request.config.scenario == "train" else _Inference(request, device)
     with _explained():
         times = measure(side.step, request.config)
-    peak, gpu = peak_rss_bytes(), gpu_bytes()
+    peak, gpu = peak_resident_bytes(), gpu_bytes()
     loss, arrays = side.result(times)
     options = {"device": str(device)} | ({"autocast": "bfloat16"} if request.side.precision == "bfloat16" else {})
     if device.type == "cuda":

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every reader 
 
 from onnxft.errors import ArtifactError, ModelError
 from onnxft.manifest import FROZEN_FILE, LABELS, PARAMETERS_FILE, Loss, Manifest
-from onnxft.runtime.random_batch import input_ports, output_ports, random_batch
+from onnxft.runtime.random_batch import random_batch
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -25,7 +25,7 @@ class TorchModel:
         from onnxft.exporters.factory import load_factory
 
         module, examples = load_factory(source)
-        self.input_names = tuple(port.name for port in input_ports(manifest))
+        self.input_names = tuple(port.name for port in manifest.inputs)
         count = 1 if isinstance(examples, torch.Tensor) else len(examples)
         if count != len(self.input_names):
             raise ModelError(
@@ -35,7 +35,7 @@ class TorchModel:
         self.module: torch.nn.Module = module.eval()
         self.keywords = tuple(examples) if isinstance(examples, Mapping) else ()
         """Names of the inputs of `forward`; empty for positions."""
-        self.output_names = tuple(port.name for port in output_ports(manifest))
+        self.output_names = tuple(port.name for port in manifest.evaluation.named("output", "outputs"))
         self.function = manifest.loss
 
     def inputs(self, batch: Tensors) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
@@ -71,6 +71,11 @@ def select_trainables(module: torch.nn.Module, manifest: Manifest) -> dict[str, 
     """Set `requires_grad` as the artifact has it; {name: parameter} of the trained. ModelError for a foreign name."""
     named = dict(module.named_parameters(remove_duplicate=False))
     module.requires_grad_(False)
+    if manifest.adapters:
+        raise ModelError(
+            f"the artifact trains adapters ('{next(iter(manifest.adapters))}.lora_A'), which its source has not. "
+            "Benchmark it without a baseline."
+        )
     for parameter in manifest.parameters:
         if parameter.name not in named or tuple(named[parameter.name].shape) != parameter.shape:
             found = f"shape {tuple(named[parameter.name].shape)}" if parameter.name in named else "no such parameter"

@@ -79,8 +79,14 @@ def _failure(err: Exception) -> Failure:
     if isinstance(err, MemoryError):
         return Failure("MemoryError", f"{str(err) or 'out of memory'}. Benchmark a smaller batch.")
     # Only onnxft's own messages are known to be sentences; of others the rest is in the log.
-    message = " ".join(str(err).split()) if isinstance(err, OnnxftError) else first_line(err)
-    return Failure(type(err).__name__, message)
+    if isinstance(err, OnnxftError):
+        return Failure(_public(type(err)).__name__, " ".join(str(err).split()))
+    return Failure(type(err).__name__, first_line(err))
+
+
+def _public(error: type[OnnxftError]) -> type[OnnxftError]:
+    """The class that users know, of those that `error` is."""
+    return next(kind for kind in error.__mro__ if kind.__module__ == OnnxftError.__module__)
 
 
 if __name__ == "__main__":

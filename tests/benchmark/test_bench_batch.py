@@ -8,7 +8,7 @@ import pytest
 
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, GraphFile, Manifest, Port
-from onnxft.runtime.random_batch import draws_random_numbers, input_ports, random_batch
+from onnxft.runtime.random_batch import draws_random_numbers, random_batch
 
 MakeManifest = Callable[..., Manifest]
 
@@ -32,12 +32,14 @@ def test_batch_depends_on_the_seed_alone(fake_manifest: MakeManifest) -> None:
     assert not (first["image"] == other["image"]).all()
 
 
-def test_ports_come_from_the_first_graph_there_is(fake_manifest: MakeManifest) -> None:
+def test_inputs_are_those_of_the_trunk_where_the_model_is_divided(fake_manifest: MakeManifest) -> None:
     whole = fake_manifest()
-    ort = replace(whole, graphs={"ort_training": GraphFile("t.onnx", whole.graphs["eval"].inputs)})
-    assert [p.name for p in input_ports(ort)] == ["image", "mask"]
-    with pytest.raises(ArtifactError, match="there is no step to measure"):
-        input_ports(replace(whole, graphs={}))
+    assert [p.name for p in whole.inputs] == ["image", "mask"]
+    trunk = GraphFile("trunk.onnx", (Port("tokens", "input", "int64", (BATCH, 7)),))
+    divided = replace(whole, graphs={**whole.graphs, "trunk": trunk})
+    assert set(random_batch(divided, 2, 0)) == {"tokens", "labels"}
+    with pytest.raises(ArtifactError, match="has no 'eval' graph"):
+        random_batch(replace(whole, graphs={}), 2, 0)
 
 
 def test_other_dimensions_take_the_size_of_the_manifest(fake_manifest: MakeManifest) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from onnxft.benchmark.worker import _failure
 from onnxft.errors import ConfigError
+from onnxft.ort_training_environment import PYTHON_VARIABLE
+from onnxft.runtime.needs import Lack, LackError
 
 pytest.importorskip("torch", reason="the baselines need torch")
 
@@ -67,7 +69,8 @@ def test_a_side_that_aborts_and_one_that_never_returns_have_explained_rows(comma
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.json", "b.torch-compile.log", "b.torch.log"]
 
 
-def test_what_an_environment_lacks_is_said(command: Any, digits_source: str) -> None:
+def test_what_an_environment_lacks_is_said(command: Any, digits_source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PYTHON_VARIABLE, "/nowhere/ort-python")
     code, rows, output = command(
         "--baseline", "torch", "--baseline", "ort-training", "--source", digits_source, "--provider", "cpu",
         "--python", "cpu=/nowhere/python", torch=WITHOUT_TORCH,
@@ -75,7 +78,8 @@ def test_what_an_environment_lacks_is_said(command: Any, digits_source: str) -> 
     torch, ort_training, cpu = (row["reason"] for row in rows)
     assert "needs PyTorch, which is not installed here" in torch
     assert "--python torch=PATH" in torch
-    assert "--python ort-training=ort-training/bin/python" in ort_training
+    assert f"there is no executable '/nowhere/ort-python' ({PYTHON_VARIABLE})" in ort_training
+    assert "`onnxft setup ort-training`" in ort_training
     assert "'/nowhere/python' cannot be started (No such file or directory)" in cpu
     assert "--python cpu=PATH" in cpu
     assert code == 5, output
@@ -98,14 +102,19 @@ def test_contradictions_end_the_command_before_anything_runs(command: Any, argum
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "kind", "message"),
     [
-        (MemoryError(), "out of memory. Benchmark a smaller batch."),
-        (MemoryError("Unable to allocate 9 TiB"), "Unable to allocate 9 TiB. Benchmark a smaller batch."),
-        (RuntimeError("\n\nfirst\nsecond"), "first"),
-        (ConfigError("one\n  two."), "one two."),
+        (MemoryError(), "MemoryError", "out of memory. Benchmark a smaller batch."),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            "MemoryError",
+            "Unable to allocate 9 TiB. Benchmark a smaller batch.",
+        ),
+        (RuntimeError("\n\nfirst\nsecond"), "RuntimeError", "first"),
+        (ConfigError("one\n  two."), "ConfigError", "one two."),
+        (LackError("cuda", Lack(("no GPU",), ("one",))), "ProviderError", "cuda: no GPU. It needs one."),
     ],
 )
-def test_the_reason_is_one_line(error: Exception, message: str) -> None:
+def test_the_reason_is_one_line_under_a_name_that_users_know(error: Exception, kind: str, message: str) -> None:
     failure = _failure(error)
-    assert (failure.kind, failure.message) == (type(error).__name__, message)
+    assert (failure.kind, failure.message) == (kind, message)

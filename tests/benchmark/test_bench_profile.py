@@ -55,9 +55,17 @@ SKIPPED = [run(100 * i) for i in range(SKIPPED_RUNS)] + [node("MatMul", 5, 50)]
     ],
 )  # fmt: skip
 def test_events_become_times(events: list[dict[str, Any]], expected: list[tuple[Any, ...]]) -> None:
-    found = operator_times(events)
+    found = operator_times([events])
     assert [(t.operator, t.provider, t.count) for t in found] == [e[:3] for e in expected]
     assert [t.seconds for t in found] == pytest.approx([e[3] for e in expected])
+
+
+def test_a_step_is_the_sum_of_the_graphs_that_it_runs() -> None:
+    first = [*SKIPPED, run(1000), node("MatMul", 1000, 30), run(2000), node("MatMul", 2000, 10)]
+    second = [*SKIPPED, run(500), node("MatMul", 500, 5), node("Add", 510, 7)]
+    found = operator_times([first, second])
+    assert [(t.operator, t.count) for t in found] == [("MatMul", 2), ("Add", 1)]
+    assert [t.seconds for t in found] == pytest.approx([25e-6, 7e-6])
 
 
 def test_a_session_is_profiled_and_leaves_no_file(

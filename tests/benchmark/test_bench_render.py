@@ -27,6 +27,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from onnxft.benchmark import terminal
+from onnxft.benchmark.html import render as html
 from onnxft.benchmark.markdown import escape
 from onnxft.benchmark.markdown import render as markdown
 from onnxft.benchmark.numerics import Numerics
@@ -85,7 +86,7 @@ def test_details() -> None:
     assert cell["mean ± std ms"] == "11.2 ± 3 %"
     assert cell["nodes"] == "4 cpu, 30 openvino"
     assert (cell["precision"], cell["runs on"], cell["floor"]) == ("bfloat16", "openvino", "7.40 ms")
-    assert (cell["Δ loss"], cell["worst parameter"], cell["compared with"]) == ("6.2e-07", "net.0.weight", "torch")
+    assert (cell["Δ loss"], cell["worst gradient"], cell["compared with"]) == ("6.2e-07", "net.0.weight", "torch")
 
 
 def test_the_best_of_a_column_is_marked_within_its_point() -> None:
@@ -111,6 +112,15 @@ def test_gpu_memory_and_the_loss_of_inference_have_columns_where_they_exist() ->
     assert cells(main_table(with_gpu()))["cpu"]["GPU MB"] == "1,234"
     assert cells(main_table(inference()))["cpu"]["Δ loss"] == "2.5e-04"
     assert "first batch" in cells(main_table(inference()))["cpu"]
+
+
+@pytest.mark.parametrize(("given", "word"), [(two(), "gradient"), (inference(), "output")])
+def test_what_is_compared_has_its_name(given: Report, word: str) -> None:
+    found = Numerics("torch", 0.0, 1e-7, "x", {"x": 1e-7})
+    given = replace(given, rows=tuple(replace(r, numerics=r.numerics and found) for r in given.rows))
+    heads = [f"{c.name} {c.unit}".strip() for table in (main_table(given), detail_table(given)) for c in table.columns]
+    assert {f"max Δ {word}", f"worst {word}"} <= set(heads)
+    assert f">{word.capitalize()}s<" in html(given)
 
 
 def test_matrices_of_a_sweep() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from onnxft.benchmark.config import BenchConfig
-from onnxft.benchmark.scenario import measure, peak_rss_bytes
+from onnxft.benchmark.scenario import measure
 from onnxft.errors import DivergedError
+from onnxft.memory import peak_resident_bytes
 
 
 def scripted(
@@ -54,9 +55,9 @@ def test_a_loss_that_is_not_finite_ends_the_measurement_with_its_step() -> None:
 def test_peak_memory_is_of_this_process_and_not_of_its_parent() -> None:
     size = 300_000_000
     ballast = bytearray(size)
-    child = [sys.executable, "-c", "from onnxft.benchmark.scenario import peak_rss_bytes; print(peak_rss_bytes())"]
+    child = [sys.executable, "-c", "from onnxft.memory import peak_resident_bytes as peak; print(peak())"]
     of_child = int(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
-    of_parent = peak_rss_bytes()
+    of_parent = peak_resident_bytes()
     assert of_parent is not None
     assert of_parent > len(ballast)
     assert 5_000_000 < of_child < size

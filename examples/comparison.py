@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,9 +15,25 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from onnxft.api import GENERATORS
 from onnxft.training.metrics import accuracy, balanced_accuracy
 
 CONSOLE = Console(highlight=False)
+
+
+def arguments(description: str, *, methods: bool = False) -> dict[str, Any]:
+    """What the command line asks for: seeds, provider, precision, generator, and with `methods` the method or None."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("seeds", type=int, nargs="?", default=1, help="how often to train, each with a seed of its own")
+    parser.add_argument("provider", nargs="?", default="cpu", help="see `onnxft doctor`")
+    parser.add_argument("precision", nargs="?", default="float32")
+    parser.add_argument(
+        "--generator", choices=GENERATORS, default="native",
+        help="of the training graphs; for ort-training see `onnxft setup ort-training`",
+    )  # fmt: skip
+    if methods:
+        parser.add_argument("--method", help="what is trained, as `onnxft export --method` takes it: lora:8,head")
+    return vars(parser.parse_args())
 
 
 def linear_probe(

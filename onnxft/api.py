@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxft.benchmark.report import Report
     from onnxft.data.open import Data
     from onnxft.graph.forward import Forward
+    from onnxft.step.methods.blocks import Blocks
     from onnxft.step.select import Selection
     from onnxft.training.config import TrainConfig
     from onnxft.training.loop import Run
@@ -32,10 +33,17 @@ class Plan:
     """What an export will do: shown by `--dry-run`, carried out by `write`."""
 
     def __init__(
-        self, forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer, notes: Sequence[str] = ()
+        self,
+        forward: Forward,
+        selection: Selection,
+        loss: Loss,
+        optimizer: Optimizer,
+        notes: Sequence[str] = (),
+        blocks: Blocks | None = None,
     ) -> None:
-        """Hold a forward model with what was chosen for it."""
+        """Hold a forward model with what was chosen for it; `blocks` where a method asks what it consists of."""
         self.forward, self.selection, self.loss, self.optimizer = forward, selection, loss, optimizer
+        self.blocks = blocks
         self.notes = (*forward.notes, *notes)
 
     def write(
@@ -45,6 +53,8 @@ class Plan:
         batch_size: int,
         generator: str = "native",
         python: str | None = None,
+        standalone: bool = False,
+        additional_outputs: Sequence[str] = (),
         precision: Sequence[str] = (),
     ) -> Manifest:
         """Generate the graphs and write the artifact; see `export`."""
@@ -61,28 +71,51 @@ class Plan:
             raise ConfigError(f"precision is for the generator 'native'; '{generator}' computes in float32.")
         check_replaceable(Path(directory), FILE_NAME)
         if generator == "native":
-            if python is not None:
-                raise ConfigError("python names the environment of the 'ort-training' generator; 'native' needs none.")
+            self._refuse_for_native(python, standalone, additional_outputs)
             from onnxft.generators import native
 
             return native.generate(
                 self.forward, self.selection, self.loss, self.optimizer, Path(directory), batch_size=batch_size,
                 precisions=[p for p in known if p in precision],
             )  # fmt: skip
-        from onnxft.generators import ort_training
+        from onnxft.generators.ort_training.generate import generate
 
-        return ort_training.generate(
+        return generate(
             self.forward, self.selection, self.loss, self.optimizer, Path(directory),
-            batch_size=batch_size, python=python,
+            batch_size=batch_size, python=python, standalone=standalone, additional_outputs=additional_outputs,
         )  # fmt: skip
+
+    def _refuse_for_native(self, python: str | None, standalone: bool, additional_outputs: Sequence[str]) -> None:
+        if python is not None:
+            raise ConfigError("python names the environment of the 'ort-training' generator; 'native' needs none.")
+        if standalone:
+            raise ConfigError(
+                "standalone is a form of the 'ort-training' generator; every graph of 'native' runs in any onnxruntime "
+                "as it is. Leave it out, or use --generator ort-training."
+            )
+        if additional_outputs:
+            raise ConfigError(
+                f"additional_outputs ({', '.join(additional_outputs)}) are for the 'ort-training' generator; with "
+                "'native' evaluate() and predict() return the outputs of the model. Leave them out."
+            )
+        if "max_norm" in self.optimizer.options:
+            raise ConfigError(
+                "the optimizer option max_norm fixes the clipping of the 'ort-training' generator at export; 'native' "
+                "takes it when it trains: leave it out, and use onnxft train --clip-norm."
+            )
 
 
 def plan(
     model: Any,
     example_inputs: Any = None,
     *,
-    trainable: Sequence[str] = ("*",),
+    method: str | None = None,
+    trainable: Sequence[str] | None = None,
     frozen: Sequence[str] = (),
+    blocks: Sequence[str] = (),
+    lora_targets: Sequence[str] = (),
+    lora_alpha: float | None = None,
+    lora_dropout: float | None = None,
     train_batchnorm: Sequence[str] = (),
     loss: str | None = None,
     loss_output: str | None = None,
@@ -106,6 +139,8 @@ def plan(
     from onnxft.exporters.source import export_source
     from onnxft.step.groups import check_factors
     from onnxft.step.loss_options import check_loss, describe_loss, inputs_of
+    from onnxft.step.methods.apply import apply_method, require_whole
+    from onnxft.step.methods.method import parse_method
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
 
@@ -113,6 +148,9 @@ def plan(
     # What is unknown or out of range is found before the export, which may take minutes.
     check_loss(loss, loss_options or {}, len(classes) or None)
     check_factors(lr_factors or {}, weight_decays or {})
+    how = parse_method(method, lora_targets, lora_alpha, lora_dropout)
+    if how is None and blocks:
+        raise ConfigError(f"blocks ({', '.join(blocks)}) are for a method such as last:2: name one, or leave them out.")
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
     forward = export_source(
         model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout,
@@ -139,8 +177,11 @@ def plan(
         preprocessing={**forward.preprocessing, **given},
         dimensions={**forward.dimensions, **(dimensions or {})},
     )
-    selection = select(forward, trainable, frozen, train_batchnorm, lr_factors, weight_decays, no_decay_norms)
-    return Plan(forward, selection, reads, described)
+    applied = apply_method(forward, how, trainable, frozen, blocks)
+    forward = applied.forward
+    selection = select(forward, applied.trainable, frozen, train_batchnorm, lr_factors, weight_decays, no_decay_norms)
+    require_whole(forward, selection)
+    return Plan(forward, selection, reads, described, applied.notes, applied.blocks)
 
 
 def _input_shapes(forward: Forward) -> list[list[int | None]]:
@@ -162,8 +203,13 @@ def export(
     example_inputs: Any = None,
     directory: str | Path | None = None,
     *,
-    trainable: Sequence[str] = ("*",),
+    method: str | None = None,
+    trainable: Sequence[str] | None = None,
     frozen: Sequence[str] = (),
+    blocks: Sequence[str] = (),
+    lora_targets: Sequence[str] = (),
+    lora_alpha: float | None = None,
+    lora_dropout: float | None = None,
     train_batchnorm: Sequence[str] = (),
     loss: str | None = None,
     loss_output: str | None = None,
@@ -184,6 +230,8 @@ def export(
     preprocessing: Mapping[str, Any] | None = None,
     generator: Literal["native", "ort-training"] = "native",
     python: str | None = None,
+    standalone: bool = False,
+    additional_outputs: Sequence[str] = (),
     precision: Sequence[str] = (),
 ) -> Path:
     """Export a model as a training artifact.
@@ -194,8 +242,16 @@ def export(
         example_inputs: tensors with the batch first: one, a tuple, or {argument name: tensor}; a file or a directory
             needs none.
         directory: where to write; None: `artifacts/<name of the source>`.
-        trainable: globs of the parameters to train; `*` leaves out those with requires_grad=False.
+        method: what to train by one word, or several separated by commas: `full`, `head`, `last:K` (the last K blocks
+            and the head), `bias`, `norm`, `lora[:RANK]` (low-rank adapters, rank 8 unless told otherwise). None: what
+            `trainable` says.
+        trainable: globs of the parameters to train, besides those of the method; `*` leaves out those with
+            requires_grad=False. None: those of the method, without one all.
         frozen: globs of parameters that are not trained after all.
+        blocks: globs that say what a block is, where names and graph tell it wrongly: `encoder.layer.*`.
+        lora_targets: globs of the weights that get an adapter; (): all linear layers and convolutions but the head's.
+        lora_alpha: factor of the adapters, divided by their rank; None: twice the rank.
+        lora_dropout: of what goes to the adapters in training; None: 0.
         train_batchnorm: globs of the BatchNorm layers that normalise by the batch and move their running statistics,
             as torch's do in training mode; all others keep the statistics that they have. `num_batches_tracked` stays.
         loss: `cross_entropy` (int64 labels), `bce_with_logits` (labels from 0 to 1, of the output's shape), `mse`,
@@ -204,7 +260,8 @@ def export(
         loss_output: output that the loss reads; None: the first.
         loss_options: `class_weights`, `label_smoothing`, `ignore_index`, `shift`, `class_axis`; `pos_weight`; `delta`.
         optimizer: `adamw`, `adam`, `lion` or `sgd`.
-        optimizer_options: `beta1`, `beta2`, `eps`; `momentum`, `nesterov`. The rest has torch's defaults.
+        optimizer_options: `beta1`, `beta2`, `eps`; `momentum`, `nesterov`; with `ort-training` also `max_norm`, which
+            clips in its optimizer graph. The rest has torch's defaults.
         weight_decay: default of the sessions; None: torch's default.
         lr_factors: {glob: factor of the learning rate}; of several that match a parameter the last one holds.
         weight_decays: {glob: weight decay}, likewise.
@@ -221,6 +278,11 @@ def export(
         preprocessing: how pictures are made, over what the source says; the keys of `onnxft/data/preprocess.py`.
         generator: `native` (any provider) or `ort-training` (onnxruntime-training, an environment of its own).
         python: interpreter of that environment.
+        standalone: with `ort-training`, whether the graphs take the model's inputs and the labels and nothing else, for
+            its own interfaces in any language; the loss is then cross_entropy, mse, l1, bce_with_logits or model, and
+            rows cannot be weighted.
+        additional_outputs: with `ort-training`, values that a training step returns too: outputs of the model, or names
+            of values inside it.
         precision: `bfloat16`, `float16` or both: graphs that multiply so, for providers that need them typed (CUDA,
             TensorRT), beside those in float32.
 
@@ -235,17 +297,18 @@ def export(
         ArtifactError: `directory` holds something else than an artifact.
     """
     made = plan(
-        model, example_inputs, trainable=trainable, frozen=frozen, train_batchnorm=train_batchnorm, loss=loss,
-        loss_output=loss_output, loss_options=loss_options, optimizer=optimizer, optimizer_options=optimizer_options,
-        weight_decay=weight_decay, lr_factors=lr_factors, weight_decays=weight_decays, no_decay_norms=no_decay_norms,
-        input_names=input_names, output_names=output_names, dropout=dropout, dynamic_shapes=dynamic_shapes,
-        dimensions=dimensions, classes=classes, preprocessing=preprocessing,
-        name=Path(directory).name if directory is not None else None,
+        model, example_inputs, method=method, trainable=trainable, frozen=frozen, blocks=blocks,
+        lora_targets=lora_targets, lora_alpha=lora_alpha, lora_dropout=lora_dropout, train_batchnorm=train_batchnorm,
+        loss=loss, loss_output=loss_output, loss_options=loss_options, optimizer=optimizer,
+        optimizer_options=optimizer_options, weight_decay=weight_decay, lr_factors=lr_factors,
+        weight_decays=weight_decays, no_decay_norms=no_decay_norms, input_names=input_names, output_names=output_names,
+        dropout=dropout, dynamic_shapes=dynamic_shapes, dimensions=dimensions, classes=classes,
+        preprocessing=preprocessing, name=Path(directory).name if directory is not None else None,
     )  # fmt: skip
     place = Path(directory) if directory is not None else Path("artifacts") / made.forward.name
     made.write(
         place, batch_size=made.forward.example_rows if batch_size is None else batch_size, generator=generator,
-        python=python, precision=precision,
+        python=python, standalone=standalone, additional_outputs=additional_outputs, precision=precision,
     )  # fmt: skip
     return place
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from onnxft.errors import ArtifactError
+from onnxft.merge import LORA_A, LORA_B, Merge
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -31,11 +32,11 @@ DEFAULT_GROUP = "default"
 Role = Literal[
     "input", "label", "sample_weight", "feature", "parameter", "buffer", "accumulator", "state", "average",
     "lr", "weight_decay", "step", "max_norm", "max_value", "average_weight", "random",
-    "loss_sum", "weight_sum", "gradient", "magnitude", "metric", "output",
+    "normalizer", "loss", "loss_sum", "weight_sum", "gradient", "magnitude", "metric", "output",
 ]  # fmt: skip
 GraphRole = Literal[
-    "gradients", "update", "train", "average", "eval", "infer", "trunk",
-    "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint",
+    "gradients", "update", "train", "average", "eval", "infer", "infer_adapter", "trunk",
+    "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint", "ort_nominal_checkpoint",
 ]  # fmt: skip
 
 
@@ -127,15 +128,6 @@ class ByteRange:
 
 
 @dataclass(frozen=True)
-class Merge:
-    """How an added parameter is merged into a model parameter for inference."""
-
-    target: str
-    rule: str
-    alpha: float
-
-
-@dataclass(frozen=True)
 class Parameter:
     """One trained parameter, under its PyTorch (or initializer) name."""
 
@@ -148,7 +140,7 @@ class Parameter:
     """Other names of the same tensor in the source model."""
     merge: Merge | None = None
     inference: ByteRange | None = None
-    """Its bytes in the inference model."""
+    """Its bytes in the inference model; of an added parameter those of what it is merged into."""
 
     @property
     def size(self) -> int:
@@ -287,9 +279,14 @@ class Manifest:
     """sha256 of every file, by name."""
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that built the artifact."""
+    whole: str = ""
+    """Why the frozen part of the model is not a `trunk`; empty where it is, or nobody asked."""
     work: StepWork | None = None
     """At `batch_size` rows and the sizes of `dimensions`; None where it was not counted."""
     schema_version: int = SCHEMA_VERSION
+    runtime_random: tuple[str, ...] = ()
+    """Operators of the training graph whose numbers the runtime draws by itself, with no seed of onnxft's: a run of
+    such a graph cannot be repeated, or resumed exactly."""
     half: dict[HalfPrecision, dict[GraphRole, GraphFile]] = field(default_factory=dict)
     """Graphs that multiply in a lower precision, in the place of those of `graphs` with the same role."""
 
@@ -309,6 +306,21 @@ class Manifest:
             ) from None
 
     @property
+    def evaluation(self) -> GraphFile:
+        """The evaluation graph of either generator; ArtifactError if the artifact has none."""
+        return self.graph("ort_eval" if self.generator == "ort-training" else "eval")
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The model's inputs, in the order of its forward function."""
+        return self.graphs.get("trunk", self.evaluation).named("input")
+
+    @property
+    def features(self) -> tuple[Port, ...]:
+        """What the trunk computes from the inputs, and the other graphs read; () where the model is whole."""
+        return self.evaluation.named("feature")
+
+    @property
     def every_graph(self) -> tuple[tuple[GraphRole, GraphFile], ...]:
         """Role and graph of all precisions, float32 first."""
         return tuple((role, g) for graphs in (self.graphs, *self.half.values()) for role, g in graphs.items())
@@ -317,6 +329,12 @@ class Manifest:
     def num_trainable(self) -> int:
         """Number of scalar values that are trained."""
         return sum(p.size for p in self.parameters)
+
+    @property
+    def adapters(self) -> dict[str, tuple[Parameter, Parameter]]:
+        """{frozen weight: the factors A and B of its low-rank adapter}."""
+        factors = {(p.merge.target, p.merge.rule): p for p in self.parameters if p.merge is not None}
+        return {target: (a, factors[target, LORA_B]) for (target, rule), a in factors.items() if rule == LORA_A}
 
     @property
     def weights(self) -> tuple[Parameter | Buffer, ...]:

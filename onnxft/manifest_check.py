@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from onnxft.manifest import BATCH, Loss, Manifest, dimension_size
+from onnxft.merge import LORA_A, LORA_B
 
 MAX_VALUES = 2**34
 """Values of one array: more is taken for a damaged or hostile file, before anything is allocated."""
@@ -72,12 +73,32 @@ def problems(manifest: Manifest) -> Iterator[str]:
                     f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}; the running statistic "
                     f"'{port.buffer}' is unknown or has another"
                 )
+    yield from _merge_problems(manifest)
     for tensor in manifest.weights:
         if tensor.inference is not None and tensor.inference.file not in manifest.files:
             yield f"'{tensor.name}' lies in the file '{tensor.inference.file}', which has no sha256"
     for file in manifest.files:
         if file != Path(file).name or file in ("", ".", ".."):
             yield f"the file name {file!r} leaves the artifact directory"
+
+
+def _merge_problems(manifest: Manifest) -> Iterator[str]:
+    shapes = {p.name: p.shape for p in manifest.parameters}
+    factors = [p for p in manifest.parameters if p.merge is not None]
+    if any((p.origin == "added") != (p.merge is not None) for p in manifest.parameters):
+        yield "a parameter that was added is merged into none, or the other way round"
+    if sorted(f"{p.merge.target}.{p.merge.rule}" for p in factors if p.merge) != sorted(p.name for p in factors):
+        yield "the factors of an adapter are not called after what they are merged into"
+    for p in factors:
+        assert p.merge is not None
+        a, b = (shapes.get(f"{p.merge.target}.{rule}", ()) for rule in (LORA_A, LORA_B))
+        w, ones = p.merge.target_shape, (1,) * (len(p.merge.target_shape) - 2)
+        if p.merge.transposed:
+            w = w[::-1]
+        if len(w) < 2 or min(*a, *b, 1) < 1 or len(a) < 1 or (a, b) != ((a[0], *w[1:]), (w[0], a[0], *ones)):
+            yield f"'{p.name}' {list(p.shape)} is no factor of an adapter of {list(p.merge.target_shape)}"
+        if not 0 < p.merge.alpha < math.inf or not 0 <= p.merge.dropout < 1 or p.merge.target in shapes:
+            yield f"the adapter '{p.name}' has a scale or dropout out of range, or its target is trained too"
 
 
 def _loss_problems(loss: Loss) -> Iterator[str]:

@@ -62,18 +62,41 @@ def planned() -> Callable[..., Plan]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, planned: Callable[..., Plan]) -> Callable[..., Path]:
-    """exported(factory of models.py, optimizer="adamw", batch_size=16, ...): an artifact, written once a run."""
+    """exported(factory of models.py, optimizer="adamw", batch_size=16, ...): an artifact, written once a run.
+
+    One of the generator "ort-training" skips the test where its environment is not there.
+    """
     from onnxft.api import Plan
+    from onnxft.errors import ProviderError
+    from onnxft.ort_training_environment import find_python
     from onnxft.step.optimizers import describe_optimizer
 
     @cache
     def make(
-        name: str, optimizer: str = "adamw", batch_size: int = 16, momentum: float | None = None, **options: object
+        name: str,
+        optimizer: str = "adamw",
+        batch_size: int = 16,
+        momentum: float | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        generator: str = "native",
+        *,
+        standalone: bool = False,
+        **options: object,
     ) -> Path:
+        if generator == "ort-training":
+            try:
+                find_python()
+            except ProviderError as err:
+                pytest.skip(str(err))
         made = planned(name, **options)
-        described = describe_optimizer(optimizer, {} if momentum is None else {"momentum": momentum})
+        given = {key: value for key, value in (("momentum", momentum), ("eps", eps)) if value is not None}
+        described = describe_optimizer(optimizer, given, weight_decay)
         directory = tmp_path_factory.mktemp("artifacts") / name
-        Plan(made.forward, made.selection, made.loss, described).write(directory, batch_size=batch_size)
+        more = {"standalone": True} if standalone else {}
+        Plan(made.forward, made.selection, made.loss, described).write(
+            directory, batch_size=batch_size, generator=generator, **more
+        )
         return directory
 
     return make

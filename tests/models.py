@@ -170,6 +170,35 @@ class Normed(nn.Module):
         return self.fc2(torch.tanh(self.dropout(self.bn3(self.fc1(x.flatten(1))))))
 
 
+class Adaptable(nn.Module):
+    """Every layer that gets an adapter, some that do not, and a parameter of no module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1, dilation=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.point = nn.Conv2d(6, 8, 1, bias=False)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 13), nn.Tanh(), nn.Linear(13, 8)) for _ in range(3))
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.head = nn.Linear(8, 5)
+        with torch.no_grad():
+            self.norm.running_mean.uniform_(-0.5, 0.5)
+            self.norm.running_var.uniform_(0.5, 1.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.depth(self.point(torch.tanh(self.norm(self.conv(image))))))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+def adaptable() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(16)
+    return Adaptable(), (torch.randn(4, 3, 9, 8),)
+
+
 def mlp() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(1)
     return MLP(), (torch.randn(4, 7),)

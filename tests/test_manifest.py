@@ -18,13 +18,13 @@ from onnxft.manifest import (
     GraphFile,
     Loss,
     Manifest,
-    Merge,
     Optimizer,
     Parameter,
     ParameterGroup,
     Port,
     StepWork,
 )
+from onnxft.merge import LORA_A, LORA_B, Merge
 
 FULL = Manifest(
     name="net",
@@ -45,10 +45,20 @@ FULL = Manifest(
         )
     },
     parameters=(
-        Parameter(
-            "w", (2, 3), "float32", "head", "added", ("v",), Merge("base", "lora", 0.5), ByteRange("infer.onnx", 8, 24)
-        ),
+        Parameter("w", (2, 3), "float32", "head", tied_to=("v",), inference=ByteRange("infer.onnx", 8, 24)),
         Parameter("b", (), "float64"),
+        *(
+            Parameter(
+                f"u.{rule}",
+                shape,
+                "float32",
+                "head",
+                "added",
+                merge=Merge("u", rule, 0.5, (4, 5), True, 0.1),
+                inference=ByteRange("infer.onnx", 44, 80),
+            )
+            for rule, shape in ((LORA_A, (2, 4)), (LORA_B, (5, 2)))
+        ),
     ),
     buffers=(Buffer("bn.mean", (3,), "float32", "mean", "bn", (BATCH, 4, "?"), ByteRange("infer.onnx", 32, 12)),),
     parameter_groups=(ParameterGroup("head", 0.5, 0.0),),
@@ -70,11 +80,12 @@ def test_json_goes_both_ways() -> None:
 
 
 def test_what_is_derived() -> None:
-    assert FULL.num_trainable == 6 + 1
+    assert FULL.num_trainable == 6 + 1 + 2 * (4 + 5)
     assert FULL.groups == ("head", "default")
     assert [p.name for p in FULL.graph("train").named("parameter")] == ["w"]
     assert [p.name for p in FULL.graph("train").named("parameter", "outputs")] == ["w.new"]
-    assert [p.size for p in FULL.parameters] == [6, 1]
+    assert [p.size for p in FULL.parameters] == [6, 1, 8, 10]
+    assert {w: (a.shape, b.shape) for w, (a, b) in FULL.adapters.items()} == {"u": ((2, 4), (5, 2))}
     assert FULL.work is not None
     assert (FULL.work.flops, FULL.work.bytes) == (21, 18)
 
@@ -152,6 +163,17 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda m: m["work"]["forward"].update(flops=-1), "the work of 'forward' is -1 operations and 8 bytes"),
         (lambda m: m["work"]["data_gradients"].update(bytes=0.5), "at `$.work.data_gradients.bytes`"),
         (lambda m: m.update(parameters=[], graphs={}), "no parameter is trained"),
+        (lambda m: m["parameters"].pop(), "'u.lora_A' [2, 4] is no factor of an adapter of [4, 5]"),
+        (lambda m: m["parameters"][2].update(shape=[3, 4]), "[3, 4] is no factor of an adapter of [4, 5]"),
+        (lambda m: m["parameters"][3].update(shape=[4, 2]), "is no factor of an adapter of [4, 5]"),
+        (lambda m: m["parameters"][2]["merge"].update(transposed=False), "is no factor of an adapter of [4, 5]"),
+        (lambda m: m["parameters"][2]["merge"].update(target_shape=[4]), "is no factor of an adapter of [4]"),
+        (lambda m: m["parameters"][2]["merge"].update(target="w"), "factors of an adapter are not called after what"),
+        (lambda m: m["parameters"][2]["merge"].update(rule="lora_C"), "Invalid enum value 'lora_C'"),
+        (lambda m: m["parameters"][2]["merge"].update(alpha=0.0), "'u.lora_A' has a scale or dropout out of range"),
+        (lambda m: m["parameters"][3]["merge"].update(dropout=1.0), "'u.lora_B' has a scale or dropout out of range"),
+        (lambda m: m["parameters"][1].update(name="u"), "or its target is trained too"),
+        (lambda m: m["parameters"][2].update(origin="model"), "a parameter that was added is merged into none"),
     ],
 )
 def test_what_does_not_fit_names_the_field(change: Callable[[dict[str, Any]], Any], words: str) -> None:

@@ -1,14 +1,15 @@
 """The newswire example from end to end: export, linear probe, train on a CSV file of texts, judge.
 
-Run as `python -m examples.newswire.demo [seeds] [provider] [precision]`, from the root of a checkout.
+Run as `python -m examples.newswire.demo [seeds] [provider] [precision] [--method lora:8,head]`, or with `--generator
+ort-training`, from the root of a checkout.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,17 +17,18 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import onnxft
-from examples.comparison import CONSOLE, judge, linear_probe, measure, show
+from examples.comparison import CONSOLE, arguments, judge, linear_probe, measure, show
 from examples.newswire.model import BATCH, LENGTH, TOKENIZER, Classifier, factory
 from examples.newswire.prepare import main as prepare
+from onnxft.manifest import Manifest
 from onnxft.training.records import next_directory
 
 FOLDER = Path("examples/newswire")
-TRAINED = ["encoder.encoder.layer.[45].*", "head.*"]
+METHOD = "last:2"
 THREADS = 2
 OPTIONS = {
     "input_columns": {"": ["text"]}, "label_columns": ["topic"], "tokenizer": str(TOKENIZER), "buckets": [16, 32, 64],
-    "epochs": 4, "lr": 3e-4, "schedule": "linear", "warmup": 0.1, "threads": THREADS, "metric": "balanced_accuracy",
+    "epochs": 4, "schedule": "linear", "warmup": 0.1, "threads": THREADS, "metric": "balanced_accuracy",
 }  # fmt: skip
 
 
@@ -62,33 +64,50 @@ def features(texts: list[str]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def main(seeds: int = 1, provider: str = "cpu", precision: str = "float32") -> None:
+def peak_memory(run: Path) -> float:
+    """Greatest resident bytes that a run recorded at the end of an epoch, those of this process included."""
+    with (run / "timings.csv").open(newline="", encoding="utf-8") as file:
+        return max(float(row["resident_bytes"] or 0) for row in csv.DictReader(file))
+
+
+def main(
+    seeds: int, provider: str, precision: str, generator: Literal["native", "ort-training"], method: str | None
+) -> None:
     """Everything, printed."""
     started, where = time.perf_counter(), {"provider": provider, "precision": precision}
     if not (FOLDER / "data" / "test.csv").exists():
         prepare(FOLDER / "data")
     texts, topics = read("test")
     names = sorted({*read("train")[1].tolist()})
-    CONSOLE.print(f"[bold]Export[/bold]  MiniLM, training {', '.join(TRAINED)}")
+    method = method or METHOD
+    CONSOLE.print(f"[bold]Export[/bold]  MiniLM, training {method}, by {generator}")
     artifact = onnxft.export(
-        *factory(), FOLDER / "artifacts" / "newswire", trainable=TRAINED, classes=names,
-        dynamic_shapes={name: {1: "sequence"} for name in ("input_ids", "attention_mask")}, no_decay_norms=True,
+        *factory(), FOLDER / "artifacts" / f"{method}-{generator}".translate(str.maketrans(":,", "--")),
+        method=method, classes=names,
+        dynamic_shapes={name: {1: "sequence"} for name in ("input_ids", "attention_mask")},
+        no_decay_norms=generator == "native",  # onnxruntime-training has one decay for all
+        generator=generator,
     )  # fmt: skip
+    manifest = Manifest.load(artifact)
+    trained, size = manifest.num_trainable, manifest.num_trainable + manifest.frozen_parameters
+    CONSOLE.print(f"        {trained:,} of {size:,} values are trained ({trained / size:.1%})")
     CONSOLE.print("[bold]Probe[/bold]   a linear classifier on the frozen features")
     train, val = ((features(seen), labels) for seen, labels in map(read, ("train", "val")))
     probe = linear_probe(train, val, features(texts))
+    rate = 1e-3 if "lora" in method else 3e-4  # B starts at 0, so that adapters take longer steps
     rows = {"linear probe": measure(topics, probe)}
     data = FOLDER / "data"
     for seed in range(seeds):
         CONSOLE.print(f"[bold]Train[/bold]   seed {seed}, on {provider} in {precision}")
         run = onnxft.train(
-            artifact, data / "train.csv", {**OPTIONS, **where, "seed": seed}, val=data / "val.csv",
+            artifact, data / "train.csv", {**OPTIONS, **where, "lr": rate, "seed": seed}, val=data / "val.csv",
             run=next_directory(FOLDER / "runs", "newswire"),
         )  # fmt: skip
         with onnxft.TrainSession(artifact, threads=THREADS, dimensions={"sequence": LENGTH}) as session:
             session.set_parameters(load_file(run.directory / "weights" / "best.safetensors"))
             (logits,) = session.predict(tokens(texts)).values()
         rows[f"fine-tuned, seed {seed}"] = measure(topics, np.array(names)[logits.argmax(1)])
+        CONSOLE.print(f"        {peak_memory(run.directory) / 1e6:.0f} MB resident at most at the end of an epoch")
     show(f"{len(topics)} documents never trained on", rows)
     CONSOLE.print(f"{time.perf_counter() - started:.0f} s in all. Tuned model: {run.directory / 'model.onnx'}")
     tuned = [values["balanced accuracy"] for name, values in rows.items() if name != "linear probe"]
@@ -96,4 +115,4 @@ def main(seeds: int = 1, provider: str = "cpu", precision: str = "float32") -> N
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:])
+    main(**arguments(__doc__ or "", methods=True))

@@ -1,21 +1,21 @@
 """The solar cells example from end to end: export, linear probe, train on folders of pictures, judge, what changed.
 
-Run as `python -m examples.solar_cells.demo [seeds] [provider] [precision]` from the root of a checkout, or by
-`nox -s demo`.
+Run as `python -m examples.solar_cells.demo [seeds] [provider] [precision] [--generator ort-training]` from the root of
+a checkout, or by `nox -s demo`.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file
 
 import onnxft
-from examples.comparison import CONSOLE, judge, linear_probe, measure, show
+from examples.comparison import CONSOLE, arguments, judge, linear_probe, measure, show
 from examples.solar_cells.model import BATCH, SIZE, factory
 from examples.solar_cells.prepare import CLASSES
 from examples.solar_cells.prepare import main as prepare
@@ -52,15 +52,15 @@ def features(images: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def main(seeds: int = 1, provider: str = "cpu", precision: str = "float32") -> None:
+def main(seeds: int, provider: str, precision: str, generator: Literal["native", "ort-training"]) -> None:
     """Everything, printed."""
     started, where = time.perf_counter(), {"provider": provider, "precision": precision}
     if not (DATA / "test").exists():
         prepare(DATA)
-    CONSOLE.print(f"[bold]Export[/bold]  EfficientNet-Lite0, training {', '.join(TRAINED)}")
+    CONSOLE.print(f"[bold]Export[/bold]  EfficientNet-Lite0, training {', '.join(TRAINED)}, by {generator}")
     artifact = onnxft.export(
-        *factory(), FOLDER / "artifacts" / "solar_cells", trainable=TRAINED, frozen=FROZEN, classes=CLASSES,
-        preprocessing=PICTURES,
+        *factory(), FOLDER / "artifacts" / f"solar_cells-{generator}", trainable=TRAINED, frozen=FROZEN,
+        classes=CLASSES, preprocessing=PICTURES, generator=generator,
     )  # fmt: skip
     manifest = Manifest.load(artifact)
     parts = {part: files(part) for part in ("train", "val", "test")}
@@ -92,4 +92,4 @@ def main(seeds: int = 1, provider: str = "cpu", precision: str = "float32") -> N
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:])
+    main(**arguments(__doc__ or ""))

@@ -51,8 +51,8 @@ def bench(
 
     The reference is the first baseline, or the first provider, at every batch size and number of threads. A baseline
     runs the same batch, trained parameters and optimizer, on the GPU where a provider is cuda or TensorRT and torch
-    has it; ort-training runs in an environment with onnxft[ort-training], named by --python ort-training=PATH. Exit
-    code 0 unless every side failed or --fail-under is not met; a side that fails has its reason in the report.
+    has it; ort-training needs the environment that `onnxft setup ort-training` makes, or --python ort-training=PATH.
+    Exit code 0 unless every side failed or --fail-under is not met; a side that fails has its reason in the report.
     """
     from onnxft.benchmark import html
     from onnxft.benchmark.config import BenchConfig, read_config_file

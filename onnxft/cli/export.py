@@ -21,15 +21,26 @@ from onnxft.cli.options import (
 @click.argument("source")
 @click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False), help="Artifact directory.")
 @click.option(
-    "--train",
-    "trainable",
-    multiple=True,
-    metavar="GLOB",
-    help="Parameters to train [default: all that the model has not frozen]. Repeatable.",
-)
+    "--method", metavar="NAME[,NAME...]",
+    help="What to train: full, head, last:K (blocks and the head), bias, norm, lora[:RANK]; --train adds to it.",
+)  # fmt: skip
+@click.option(
+    "--train", "trainable", multiple=True, metavar="GLOB",
+    help="Parameters to train [default: those of --method, else all that the model has not frozen]. Repeatable.",
+)  # fmt: skip
 @click.option(
     "--freeze", "frozen", multiple=True, metavar="GLOB", help="Parameters not to train after all. Repeatable."
 )
+@click.option(
+    "--block", "blocks", multiple=True, metavar="GLOB",
+    help="What a block is, such as encoder.layer.* [default: found from names and graph]. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--lora-target", "lora_targets", multiple=True, metavar="GLOB",
+    help="Weights that get an adapter [default: all linear layers and convolutions but the head's]. Repeatable.",
+)  # fmt: skip
+@click.option("--lora-alpha", type=float, metavar="X", help="Factor of the adapters [default: twice the rank].")
+@click.option("--lora-dropout", type=float, metavar="X", help="Of what goes to the adapters [default: 0].")
 @click.option(
     "--train-batchnorm",
     multiple=True,
@@ -53,7 +64,7 @@ from onnxft.cli.options import (
     "optimizer_options",
     multiple=True,
     metavar="KEY=X",
-    help="beta1, beta2, eps; momentum, nesterov.",
+    help="beta1, beta2, eps; momentum, nesterov; ort-training: max_norm.",
 )
 @click.option("--weight-decay", type=float, help="Default decay [default: torch's].")
 @click.option(
@@ -85,6 +96,14 @@ from onnxft.cli.options import (
 @click.option("--generator", default="native", show_default=True, metavar="NAME", help="native or ort-training.")
 @click.option("--python", metavar="PATH", help="Interpreter of the ort-training environment.")
 @click.option(
+    "--standalone", is_flag=True,
+    help="ort-training: graphs that take the model's inputs and the labels and nothing else, for its own interfaces.",
+)  # fmt: skip
+@click.option(
+    "--additional-output", "additional_outputs", multiple=True, metavar="NAME",
+    help="ort-training: value that a training step returns too. Repeatable.",
+)  # fmt: skip
+@click.option(
     "--precision", multiple=True, metavar="NAME",
     help="bfloat16 or float16: graphs that multiply so, for CUDA and TensorRT, beside float32. Repeatable.",
 )  # fmt: skip
@@ -97,9 +116,10 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     needs no torch. Try --dry-run first: it lists every parameter and what the patterns choose.
     """
     from onnxft.api import plan
-    from onnxft.cli.render import artifact_summary, parameter_table, say
+    from onnxft.cli.render import artifact_summary, block_list, parameter_table, say
 
-    writing = {key: options.pop(key) for key in ("batch_size", "generator", "python", "precision")}
+    written = ("batch_size", "generator", "python", "standalone", "additional_outputs", "precision")
+    writing = {key: options.pop(key) for key in written}
     options["preprocessing"] = options.pop("preprocess")
     for key in ("optimizer_options", "lr_factors", "weight_decays"):
         options[key] = key_values(options[key])
@@ -111,12 +131,12 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
         options["dynamic_shapes"] = {}
     else:
         options["dynamic_shapes"] = named or None
-    options["trainable"] = options["trainable"] or ("*",)
-    for key in ("input_names", "output_names"):
+    for key in ("trainable", "input_names", "output_names"):
         options[key] = options[key] or None
     made = plan(source, name=directory.name if directory else None, **options)
     place = directory or Path("artifacts") / made.forward.name
     parameter_table(made)
+    block_list(made)
     for note in made.notes:
         say(f"Note: {note}.")
     if dry_run:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from onnxft.manifest import GraphRole, Manifest
 
 
 @click.command("inspect")
@@ -62,10 +66,38 @@ def _artifact(directory: Path) -> None:
         graphs.add_row(role, escape(graph.file), size, graph.precision, graph.provider or "any", escape(data or "-"))
     console().print(graphs)
 
+    if manifest.generator == "ort-training":
+        _own_interfaces(manifest)
     memory = memory_estimate(directory, manifest)
     parts = ", ".join(f"{what} {size_text(size)}" for what, size in memory.items())
     say(f"\nMemory for weights and state: about {size_text(sum(memory.values()))} ({parts}).")
-    say("Activations come on top; providers with bound buffers hold trained parameters and state twice.")
+    twice = (
+        ""
+        if manifest.generator == "ort-training"
+        else ("; providers with bound buffers hold trained parameters and state twice")
+    )
+    say(f"Activations come on top{twice}.")
+
+
+def _own_interfaces(manifest: Manifest) -> None:
+    """What a program in any language feeds to onnxruntime-training, and gets from it."""
+    from onnxft.cli.render import say
+
+    training = manifest.graph("ort_training")
+    standalone = not training.named("sample_weight")
+    form = "standalone, the loss is the mean over a batch" if standalone else "onnxft's own loss, rows have weights"
+    say(f"\nFor onnxruntime-training's own interfaces ({form}; arrays in this order):")
+    steps: tuple[tuple[GraphRole, str], ...] = (("ort_training", "TrainStep"), ("ort_eval", "EvalStep"))
+    for role, what in steps:
+        graph = manifest.graphs[role]
+        fed, given = (", ".join(p.name for p in ports) for ports in (graph.inputs, graph.outputs))
+        say(f"  {what}: {fed} → {given}")
+    if "max_norm" in manifest.optimizer.options:
+        say(f"  The optimizer clips all gradients together at the norm {manifest.optimizer.options['max_norm']:g}.")
+    if manifest.runtime_random:
+        say(
+            f"  The runtime draws for itself, so that no run is repeated exactly: {', '.join(manifest.runtime_random)}."
+        )
 
 
 def _model(path: Path) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("onnxft.cli.train", "Fine-tune an artifact."),
     "bench": ("onnxft.cli.bench", "Measure the training step on providers and baselines."),
     "inspect": ("onnxft.cli.inspect", "Show what an artifact or a model holds."),
+    "setup": ("onnxft.cli.setup", "Make the environment of onnxruntime-training."),
     "doctor": ("onnxft.cli.doctor", "Show which providers really run here."),
 }
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxft.manifest import DEFAULT_GROUP, Loss, Manifest, ParameterGroup
+from onnxft.merge import LORA_A
 
 if TYPE_CHECKING:
     from onnxft.api import Plan
@@ -66,32 +67,54 @@ def table(*columns: str) -> Table:
 
 def parameter_table(plan: Plan) -> None:
     """Every parameter with its shape and whether it is trained, and the totals."""
-    chosen, total = plan.selection.groups, 0
+    chosen, total, count = plan.selection.groups, 0, 0
+    ranks = {
+        m.target: t.shape[0] for t in plan.forward.tensors if (m := plan.forward.added.get(t.name)) and m.rule == LORA_A
+    }
     rows = []
     for tensor in plan.forward.tensors:
         if tensor.kind != "parameter":
             continue
-        total += tensor.size
+        total, count = total + tensor.size, count + 1
+        if tensor.name in plan.forward.added:  # it is told with what it is added to
+            continue
         name = tensor.name + (f" = {', '.join(tensor.tied_to)}" if tensor.tied_to else "")
         state = plan.selection.skipped.get(tensor.name, "-")
-        if tensor.name in chosen:
+        if tensor.name in ranks:
+            state = f"adapter of rank {ranks[tensor.name]}"
+        elif tensor.name in chosen:
             state = "train" if chosen[tensor.name] == DEFAULT_GROUP else f"train ({chosen[tensor.name]})"
         rows.append((escape(name), " × ".join(map(str, tensor.shape)) or "scalar", f"{tensor.size:,}", state))
     made = table("parameter", "shape", ">values", "")
+    told = ("train", "adapter")
     shown = rows if len(rows) <= _MAX_ROWS else _around_changes(rows)
     for row in shown:
-        made.add_row(*row, style="" if row[3].startswith("train") else "dim")
+        made.add_row(*row, style="" if row[3].startswith(told) else "dim")
     console().print(made)
     trained = sum(t.size for t in plan.forward.tensors if t.name in chosen)
-    say(
-        f"{len(chosen)} of {len(rows)} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%})."
-    )
+    say(f"{len(chosen)} of {count} parameters are trained: {trained:,} of {total:,} values ({trained / total:.1%}).")
     for group in plan.selection.parameter_groups:
         count = sum(name == group.name for name in chosen.values())
         say(f"Group {group_text(group)} ({count} parameters).")
     if plan.selection.batch_norms:
         names = ", ".join(layer.name for layer in plan.selection.batch_norms)
         say(f"BatchNorm layers that train their running statistics: {names}.")
+
+
+def block_list(plan: Plan) -> None:
+    """The blocks that a method found, how much of each is trained, and the head."""
+    if plan.blocks is None:
+        return
+    sizes = {t.name: t.size for t in plan.forward.tensors}
+    made = table("block", ">parameters", ">values", "")
+    for block, names in [*plan.blocks.blocks.items(), ("head", plan.blocks.head)]:
+        trained = sum(name in plan.selection.groups for name in names)
+        adapted = sum(merge.target in names for merge in plan.forward.added.values()) // 2
+        parts = [f"train {trained}"] if trained else []
+        parts += [f"adapters at {adapted}"] if adapted else []
+        values = f"{sum(sizes[name] for name in names):,}"
+        made.add_row(escape(block), str(len(names)), values, ", ".join(parts) or "-", style="" if parts else "dim")
+    console().print(made)
 
 
 def _around_changes(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
@@ -110,4 +133,10 @@ def artifact_summary(directory: Path, manifest: Manifest) -> None:
     """What was written, and the next command."""
     size = sum((directory / name).stat().st_size for name in manifest.files)
     say(f"Wrote {directory} ({len(manifest.files) + 1} files, {size_text(size)}, generator {manifest.generator}).")
+    from onnxft.runtime.artifact import feature_bytes
+
+    if manifest.features:
+        say(f"The frozen part is a graph of its own, which hands on {size_text(feature_bytes(manifest))} a row.")
+    elif manifest.whole:
+        say(f"The frozen part is no graph of its own: {manifest.whole}")
     say(f"Next: onnxft train {directory} --data DATA.npz")

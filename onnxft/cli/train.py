@@ -55,6 +55,8 @@ class _Remembering(click.Command):
 @click.option("--buckets", type=Sizes(), metavar="N,N,...", help="Lengths of text that a batch may have [one length].")
 @click.option("--balance/--no-balance", default=None, help="Draw every class equally often [no].")
 @click.option("--augment", type=Words(), metavar="NAME,...", help="flip, vflip, crop, color, rotate [none].")
+@click.option("--cache", metavar="WHERE", help="Keep features of the frozen part: auto, memory, disk, off [auto].")
+@click.option("--cache-memory", type=int, metavar="MIB", help="Memory that they may take [a quarter of the machine's].")
 @click.option("--workers", type=int, metavar="N", help="Threads that read batches ahead [1].")
 @click.option("--provider", metavar="NAME", help="Execution provider; auto tries all and takes the fastest [cpu].")
 @click.option("--precision", metavar="NAME", help="Of multiplications: float32, bfloat16, float16 [float32].")
@@ -86,6 +88,7 @@ class _Remembering(click.Command):
 @click.option("--clip-value", type=float, metavar="X", help="Greatest absolute value in a gradient [not clipped].")
 @click.option("--ema", type=float, metavar="X", help="Decay of a moving average that is evaluated and kept [none].")
 @click.option("--weights", metavar="FILE|RUN", help="Weights to begin with: .safetensors, or the best of a run.")
+@click.option("--adapter", metavar="DIR|FILE", help="Adapter to begin with: a folder of peft, or .onnx_adapter.")
 @click.option("--batch-size", type=int, metavar="N", help="Rows of a batch [the artifact's].")
 @dimension_option("Size of an open dimension besides the batch [the artifact's]. Repeatable.")
 @click.option("--seed", type=int, metavar="N", help="Seed of shuffling and random masks [0].")
@@ -97,7 +100,9 @@ class _Remembering(click.Command):
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better metric [never].")
 @click.option("--tensorboard/--no-tensorboard", default=None, help="Write event files for TensorBoard [no].")
 @click.option("--find-lr", is_flag=True, help="Train nothing: try rates, propose one, and draw the loss over them.")
-@click.option("--resume", is_flag=True, help="Continue a run from its last checkpoint, with its options.")
+@click.option(
+    "--resume", is_flag=True, help="Continue --run (or the newest) with its options; DIR may be of another generator."
+)
 @click.option("--run", "run_dir", type=PATH, metavar="DIR", help="Directory of the run [runs/NAME-N].")
 @config_option
 def train(artifact: Path | None, find_lr: bool, resume: bool, run_dir: Path | None, **options: Any) -> None:

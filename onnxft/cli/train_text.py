@@ -35,6 +35,8 @@ def banner(start: Start) -> None:
         click.echo(f"evaluated  {_rows(start.rows_evaluated, start.evaluated)}")
     if start.weights is not None:
         click.echo(f"weights    {start.weights}")
+    if start.taken_up is not None:
+        click.echo(f"taken up   {start.taken_up}")
     if start.rows_left_out:
         click.echo(
             f"           {start.rows_left_out} rows of each epoch are left out: {why_unweighted(manifest)}, "

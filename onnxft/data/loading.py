@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from copy import copy
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -121,6 +122,17 @@ class RowLoader:
         self._sizes, self._open_dimension, self._training, self._workers = sizes, open_dimension, training, workers
         self._share = share or Share(size=sampler.size)
         self.source, self.rows, self.waited = data.source, len(data), 0.0
+
+    @property
+    def workers(self) -> int:
+        """Threads that read ahead."""
+        return self._workers
+
+    def over(self, data: Dataset) -> RowLoader:
+        """The same batches of rows that are kept otherwise."""
+        other = copy(self)
+        other.data = data
+        return other
 
     def count(self, epoch: int) -> int:
         """Batches of an epoch."""

@@ -33,7 +33,6 @@ from onnxft.data.decode import decode, in_mode, pillow, upright
 from onnxft.errors import ConfigError, DataError, near
 from onnxft.manifest import BATCH, Manifest, Port
 from onnxft.runtime.batches import fixed_shape
-from onnxft.runtime.evaluation import eval_graph
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -263,7 +262,7 @@ def picture_port(manifest: Manifest, name: str | None = None) -> Port:
     Raises:
         DataError: the model has several inputs.
     """
-    ports = [p for p in eval_graph(manifest).named("input") if name is None or p.name == name]
+    ports = [p for p in manifest.inputs if name is None or p.name == name]
     if len(ports) != 1:
         names = ", ".join(f"'{p.name}'" for p in ports)
         raise DataError(

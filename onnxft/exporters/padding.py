@@ -27,6 +27,7 @@ def stop_at_padding(forward: Forward, module: nn.Module) -> None:
         at_padding = _after(graph, equal, "Unsqueeze", [equal.outputs[0], axis], f"{y.name}.at_padding")
         same = _after(graph, at_padding, "Gather", [table, indices], f"{y.name}.stopped")
         same.metadata_props[STOP_GRADIENT] = "padding"
+        same.attributes.update(node.attributes)
         where = _after(graph, same, "Where", [at_padding.outputs[0], same.outputs[0], y], f"{y.name}.kept")
         kept = where.outputs[0]
         for made in (equal, at_padding):

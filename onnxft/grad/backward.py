@@ -25,7 +25,7 @@ def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value]) -> dict[ir.Value, ir.V
         dys = [_total(op, found.get(output)) for output in node.outputs]
         if all(dy is None for dy in dys):
             continue
-        rule = rule_for(node, partial(_behind, node, xs))
+        rule = rule_for(node, partial(behind, node, xs))
         gradients = rule(op, node, *dys)
         if len(gradients) != len(node.inputs):
             raise GradientError(
@@ -87,7 +87,7 @@ def _total(op: Op, parts: list[ir.Value] | None) -> ir.Value | None:
     return parts[0]
 
 
-def _behind(node: ir.Node, xs: Sequence[ir.Value]) -> list[str]:
+def behind(node: ir.Node, xs: Sequence[ir.Value]) -> list[str]:
     """Names of the xs from which `node` is reached, for an error message."""
     seen: set[ir.Node] = set()
     stack: list[ir.Node] = [node]

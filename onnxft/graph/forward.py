@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxft.manifest import Loss
+from onnxft.merge import Merge
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Forward:
     """Names of the data inputs, the same in both graphs."""
     outputs: tuple[str, ...]
     """Names of the outputs, the same in both graphs."""
+    features: tuple[str, ...] = ()
+    """Names of the inputs that are results of a part that was cut off; see `onnxft.step.cut`."""
     example_rows: int = 1
     """Rows of the example batch: the default batch size."""
     dimensions: Mapping[str, int] = field(default_factory=dict)
@@ -69,6 +72,15 @@ class Forward:
     """{file name: content} of what goes along with the model: tokenizer, processor."""
     untrainable_norms: Mapping[str, str] = field(default_factory=dict)
     """{BatchNorm layer: why its running statistics cannot be trained}, where only the source can tell."""
+    original: ir.Model | None = None
+    """The inference graph before a method added parameters, which are merged into its weights; None: `infer`."""
+    added: Mapping[str, Merge] = field(default_factory=dict)
+    """{parameter that a method added: how it is merged}"""
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the user should know about the export (a renamed input, dropped precision, ...)."""
+
+    @property
+    def deployed(self) -> ir.Model:
+        """The inference model that users get: without what a method adds for training."""
+        return self.infer if self.original is None else self.original

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from onnxft.errors import ArtifactError, near
 from onnxft.files import sha256
-from onnxft.manifest import FROZEN_FILE, Manifest
+from onnxft.manifest import BATCH, FROZEN_FILE, Manifest, dimension_size
 from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.graph_files import check_graph
 
@@ -34,7 +35,7 @@ def load_artifact(directory: Path) -> Manifest:
                 "Copy or export the artifact again."
             )
     for role, graph in manifest.every_graph:
-        if role != "ort_checkpoint":  # of a format of its own, which names no files
+        if role not in ("ort_checkpoint", "ort_nominal_checkpoint"):  # of a format of their own, which names no files
             check_graph(directory / graph.file, manifest.files)
     return manifest
 
@@ -79,16 +80,23 @@ def memory_estimate(directory: Path, manifest: Manifest) -> dict[str, int]:
     """
     trained = sum(_bytes(p.shape, p.dtype) for p in manifest.parameters)
     ports = {p.name: p for graph in manifest.graphs.values() for p in graph.inputs if p.role == "state"}
-    found = {
-        "trained parameters": trained,
-        "optimizer state": sum(_bytes(p.shape, p.dtype) for p in ports.values()),
-        "gradients": trained,
-    }
+    state = sum(_bytes(p.shape, p.dtype) for p in ports.values())
+    if manifest.generator == "ort-training":  # its two moments are in no graph's signature
+        state = 2 * trained if manifest.optimizer.kind == "adamw" else 0
+    found = {"trained parameters": trained, "optimizer state": state, "gradients": trained}
     frozen = directory / FROZEN_FILE
     if manifest.buffers:
         found["running statistics"] = sum(_bytes(b.shape, b.dtype) for b in manifest.buffers)
+    if manifest.generator == "ort-training":
+        found["frozen weights"] = manifest.frozen_parameters * np.dtype(np.float32).itemsize
     return {**found, "frozen weights": frozen.stat().st_size} if FROZEN_FILE in manifest.files else found
 
 
-def _bytes(shape: tuple[int | str, ...], dtype: str) -> int:
+def feature_bytes(manifest: Manifest) -> int:
+    """Bytes that the trunk hands on for one row, at the artifact's sizes."""
+    sizes = {BATCH: 1, **manifest.dimensions}
+    return sum(_bytes([dimension_size(d, sizes) or 0 for d in p.shape], p.dtype) for p in manifest.features)
+
+
+def _bytes(shape: Sequence[int | str], dtype: str) -> int:
     return math.prod(int(d) for d in shape) * np.dtype(dtype).itemsize

@@ -148,7 +148,7 @@ def why_unweighted(manifest: Manifest) -> str:
         return f"BatchNorm '{layer}' trains on the statistics of the batch, which padding or weights would falsify"
     if manifest.loss.scalar:
         return f"the model computes the loss '{manifest.loss.output}' itself, as one number for the whole batch"
-    return f"the '{manifest.generator}' generator cannot weight rows"
+    return f"the '{manifest.generator}' generator cannot weight rows here: a standalone loss is a mean over the labels"
 
 
 def check_dimensions(manifest: Manifest, dimensions: Sizes) -> None:

@@ -19,7 +19,7 @@ def complete(batch: Arrays, engine: Engine, *, seed: int, step: int, micro_step:
         DataError: the batch does not fit the model.
     """
     manifest = engine.manifest
-    ports = data_ports(manifest)
+    ports = data_ports(manifest, batch)
     sizes = sizes_of(batch, ports, engine.sizes)
     checked, rows = check_batch(batch, ports, manifest.loss, sizes, first_row=share.rank * share.size)
     if rows > engine.batch_size:

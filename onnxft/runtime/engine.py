@@ -107,9 +107,17 @@ class Engine(Protocol):
     loss_scale: LossScale
     """Of float16; other precisions leave it as it is."""
 
+    def features(self, batch: Arrays) -> dict[str, Array]:
+        """What the trunk computes of a whole batch's inputs; only where the manifest has features."""
+        ...
+
     @property
     def placement(self) -> Placement:
         """What was asked for and what runs."""
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak resident memory of the process that computes; None where the system does not tell."""
 
     def step(self, batch: Arrays, hyper: Hyper) -> Sums:
         """One optimizer step on one batch."""
@@ -134,6 +142,16 @@ class Engine(Protocol):
 
     def set_parameters(self, values: Arrays) -> None:
         """Replace the named parameters (shapes and types already checked)."""
+
+    def parameter_vector(self, *, trainable_only: bool) -> Array:
+        """All parameters in one float32 vector, see `onnxft.runtime.parameter_vector`; else the frozen ones too.
+
+        Raises:
+            ConfigError: they are not all float32, or frozen ones cannot be read.
+        """
+
+    def set_parameter_vector(self, vector: Array, *, trainable_only: bool) -> None:
+        """Replace what `parameter_vector` gives; ArtifactError where it does not fit, and nothing is changed then."""
 
     def buffers(self) -> dict[str, Array]:
         """Copies of the trained running statistics."""

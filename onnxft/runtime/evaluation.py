@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
-from onnxft.errors import DataError
-from onnxft.manifest import SAMPLE_WEIGHTS, GraphFile, Manifest, Port
+from onnxft.errors import ConfigError, DataError
+from onnxft.manifest import SAMPLE_WEIGHTS, Manifest, Port
 from onnxft.runtime.batches import check_batch, pad, parts, sizes_of, why_unweighted, without_labels
 from onnxft.runtime.engine import Array, Arrays, Engine
 from onnxft.runtime.results import Scores, mean
 
 
-def eval_graph(manifest: Manifest) -> GraphFile:
-    """The evaluation graph of either generator."""
-    return manifest.graph("ort_eval" if manifest.generator == "ort-training" else "eval")
-
-
-def data_ports(manifest: Manifest) -> tuple[Port, ...]:
-    """What a batch must hold: inputs and labels."""
-    graph = eval_graph(manifest)
-    return (*graph.named("input"), *graph.named("label"))
+def data_ports(manifest: Manifest, batch: Collection[str] = ()) -> tuple[Port, ...]:
+    """What a batch must hold: inputs and labels; where it has a feature, all features in the place of the inputs."""
+    has_features = any(p.name in batch for p in manifest.features)
+    return (*(manifest.features if has_features else manifest.inputs), *manifest.evaluation.named("label"))
 
 
 def evaluate(engine: Engine, batch: Arrays, *, labels: bool) -> Scores:
@@ -31,7 +28,7 @@ def evaluate(engine: Engine, batch: Arrays, *, labels: bool) -> Scores:
         DataError: the batch does not fit the model.
     """
     manifest, size = engine.manifest, engine.batch_size
-    ports = data_ports(manifest)
+    ports = data_ports(manifest, batch)
     left_out: tuple[Port, ...] = ()
     unread: list[str] = []
     if not labels:
@@ -64,6 +61,25 @@ def evaluate(engine: Engine, batch: Arrays, *, labels: bool) -> Scores:
         {name: np.concatenate(arrays) for name, arrays in outputs.items()},
         weight,
     )
+
+
+def compute_features(engine: Engine, inputs: Arrays) -> dict[str, Array]:
+    """What the trunk makes of any number of rows.
+
+    Raises:
+        ConfigError: the artifact has no trunk.
+        DataError: the inputs do not fit the model.
+    """
+    manifest = engine.manifest
+    if not manifest.features:
+        why = f": {manifest.whole}" if manifest.whole else "."
+        raise ConfigError(f"the artifact '{manifest.name}' has no trunk that would compute features{why}")
+    sizes, found = sizes_of(inputs, manifest.inputs, engine.sizes), []
+    for start, part in parts(inputs, engine.batch_size):
+        complete, rows = check_batch(part, manifest.inputs, manifest.loss, sizes, labels=False, first_row=start)
+        whole = engine.features(pad(complete, rows, engine.batch_size))
+        found.append({name: array[:rows] for name, array in whole.items()})
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def _require_equal(batch: Arrays, manifest: Manifest) -> None:

@@ -12,13 +12,15 @@ import numpy as np
 from onnxft.errors import ArtifactError
 from onnxft.files import location_beside, new_file, weights_beside, write_atomically
 from onnxft.manifest import ByteRange, Manifest
-from onnxft.runtime.engine import Arrays
+from onnxft.runtime.adapters.merge import merged_weight
+from onnxft.runtime.engine import Array, Arrays
 
 
 def write_inference_model(directory: Path, manifest: Manifest, values: Arrays, path: Path) -> None:
     """Copy the inference model of an artifact to `path` with new `values` at their recorded byte ranges.
 
-    `values` are all trained parameters, and the running statistics that the inference model reads.
+    `values` are all trained parameters, and the running statistics that the inference model reads. Adapters are merged
+    into the weights that they adapt, which are read from the artifact's own model.
 
     Where its weights lie in a file beside it, so do those of the copy: `model.onnx.data` beside `model.onnx`.
 
@@ -27,8 +29,10 @@ def write_inference_model(directory: Path, manifest: Manifest, values: Arrays, p
     """
     source = directory / manifest.graph("infer").file
     unread = [b.name for b in manifest.buffers if b.inference is None]
+    added = {p.name: p.merge.target for p in manifest.parameters if p.merge is not None}
     read = [t for t in manifest.weights if t.name not in unread]
-    places = {t.name: _place(t.name, t.inference, source, manifest) for t in read}
+    places = {added.get(t.name, t.name): _place(t.name, t.inference, source, manifest) for t in read}
+    values = {**values, **_merged(directory, manifest, values, places)}
     if all(place.file == source.name for place in places.values()):
         with new_file(path) as file:
             _copy(source, file, places, values)
@@ -37,6 +41,19 @@ def write_inference_model(directory: Path, manifest: Manifest, values: Arrays, p
         _copy(weights_beside(source), file, places, values)
     old, new = (location_beside(p).encode() for p in (source, path))
     write_atomically(path, source.read_bytes().replace(old, new))
+
+
+def _merged(directory: Path, manifest: Manifest, values: Arrays, places: Mapping[str, ByteRange]) -> dict[str, Array]:
+    """{adapted weight: its value with the adapter merged into it}"""
+    found = {}
+    for target, (a, b) in manifest.adapters.items():
+        assert a.merge is not None
+        place, dtype = places[target], np.dtype(a.dtype).newbyteorder("<")
+        with (directory / place.file.rpartition("/")[2]).open("rb") as file:
+            file.seek(place.offset)
+            base = np.frombuffer(file.read(place.length), dtype).reshape(a.merge.target_shape)
+        found[target] = merged_weight(base.astype(a.dtype), values[a.name], values[b.name], a.merge)
+    return found
 
 
 def _place(name: str, place: ByteRange | None, source: Path, manifest: Manifest) -> ByteRange:

@@ -53,8 +53,12 @@ def run_isolated(
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank, printable and shortened; empty where there is none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    printable = "".join(c if c.isprintable() else " " for c in line)
+    return shortened(next((line.strip() for line in reversed(lines) if line.strip()), ""))
+
+
+def shortened(text: str) -> str:
+    """What another program printed, as part of a line: printable characters, and not too many."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
     return printable if len(printable) <= NUM_TAIL_CHARACTERS else printable[:NUM_TAIL_CHARACTERS] + "..."
 
 

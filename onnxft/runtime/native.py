@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from onnxft.errors import ArtifactError
+from onnxft.errors import ArtifactError, ConfigError
 from onnxft.manifest import BATCH, PARAMETERS_FILE, SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest, Port, dimension_size
-from onnxft.runtime.batches import Sizes, combined, sizes_of
+from onnxft.memory import peak_resident_bytes
+from onnxft.runtime.batches import Sizes, combined, pad, sizes_of
 from onnxft.runtime.buffers import (
     AVERAGE_SLOT,
     STATISTIC_SLOT,
@@ -28,6 +28,8 @@ from onnxft.runtime.buffers import (
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.loss_scale import LossScale
+from onnxft.runtime.native_values import on_averages, scalars, sums_of
+from onnxft.runtime.parameter_vector import pack, unpack
 from onnxft.runtime.precision import execution_of, graph_of, require_precision
 from onnxft.runtime.providers import provider, runtime
 from onnxft.runtime.sessions import OpenSession, open_session, run_options, running
@@ -92,22 +94,36 @@ class NativeEngine:
             versions={"onnxruntime": runtime().__version__},
         )
 
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak resident memory of this process."""
+        return peak_resident_bytes()
+
+    def features(self, batch: Arrays) -> dict[str, Array]:
+        """What the trunk computes of a whole batch's inputs."""
+        results = self._run("trunk", {p.name: batch[p.name] for p in self.manifest.inputs})
+        return {name: value.numpy() for name, value in results.items()}
+
     def step(self, batch: Arrays, hyper: Hyper) -> Sums:
         """One optimizer step on one batch: in one run, or below float32 in two, of which the update is in float32."""
         if self._asked.precision != "float32":
             sums = self.accumulate(batch)
             self.update(hyper, sums.read()[1])
             return sums
-        return _sums(
+        return sums_of(
             self.manifest.graph("train"),
-            self._run("train", {**batch, **_scalars(self._ports("train"), hyper, self.loss_scale.skipped)}),
+            self._run(
+                "train",
+                {**self._with_features(batch), **scalars(self._ports("train"), hyper, self.loss_scale.skipped)},
+            ),
         )
 
     def accumulate(self, batch: Arrays) -> Sums:
         """Add the gradients of the batch to the accumulators, in float16 times the loss scale."""
+        batch = self._with_features(batch)
         results = self._run("gradients", self.loss_scale.weighted(batch) if self._scales else batch)
         self._magnitude = results.get("magnitude")
-        return _sums(self._graph("gradients"), results, self._scale)
+        return sums_of(self._graph("gradients"), results, self._scale)
 
     def update(self, hyper: Hyper, weight_sum: float) -> None:
         """One optimizer step from the accumulators over `weight_sum`; empties them.
@@ -117,7 +133,7 @@ class NativeEngine:
         finite = not self._scales or self._agreed(finite=math.isfinite(float(self._magnitude.numpy())))
         if finite:
             ports, skipped = self._ports("update"), self.loss_scale.skipped
-            self._run("update", _scalars(ports, hyper, skipped, weight_sum * self._scale))
+            self._run("update", scalars(ports, hyper, skipped, weight_sum * self._scale))
         self._clear_accumulators()
         if self._scales:
             self.loss_scale = self.loss_scale.after(finite=finite)
@@ -127,7 +143,7 @@ class NativeEngine:
 
         In float16 both are times the largest loss scale, from the present one down, at which they are finite.
         """
-        scale = self.loss_scale
+        scale, batch = self.loss_scale, self._with_features(batch)
         while True:
             found, weight = self._gradients(scale.weighted(batch) if self._scales else batch)
             if not self._scales or self._agreed(finite=all(np.isfinite(g).all() for g in found.values())):
@@ -151,9 +167,9 @@ class NativeEngine:
 
     def evaluate(self, batch: Arrays) -> Evaluation:
         """Loss and outputs in inference behaviour; fewer rows than a session's are evaluated as they are."""
-        rows = len(batch[SAMPLE_WEIGHTS])
+        rows, batch = len(batch[SAMPLE_WEIGHTS]), self._with_features(batch)
         results = self._run("eval", batch) if rows == self.batch_size else self._evaluate_rows(batch, rows)
-        loss_sum, weight_sum, metrics = _sums(self._graph("eval"), results).read()
+        loss_sum, weight_sum, metrics = sums_of(self._graph("eval"), results).read()
         outputs = {
             p.name: np.array(results[p.name].numpy()) for p in self._ports("eval", "outputs") if p.role == "output"
         }
@@ -169,6 +185,16 @@ class NativeEngine:
         """Replace the named parameters."""
         for name, value in values.items():
             self._store.write(name, value)
+
+    def parameter_vector(self, *, trainable_only: bool) -> Array:
+        """The trained parameters in one float32 vector."""
+        self._require_trainable_only(trainable_only)
+        return pack(self.manifest, self.parameters())
+
+    def set_parameter_vector(self, vector: Array, *, trainable_only: bool) -> None:
+        """Replace the trained parameters by those of a vector."""
+        self._require_trainable_only(trainable_only)
+        self.set_parameters(unpack(self.manifest, vector))
 
     def buffers(self) -> dict[str, Array]:
         """Copies of the trained running statistics."""
@@ -220,6 +246,25 @@ class NativeEngine:
 
     # ----- helpers -----
 
+    def _require_trainable_only(self, trainable_only: bool) -> None:
+        if not trainable_only:
+            raise ConfigError(
+                "the frozen weights of a native artifact are constants of its graphs, so a parameter vector holds the "
+                "trained ones alone. Leave trainable_only as it is, or export with the generator ort-training."
+            )
+
+    def _with_features(self, batch: Arrays) -> Arrays:
+        """The batch with features in the place of the inputs, where the artifact has a trunk."""
+        inputs = [p.name for p in self.manifest.inputs]
+        if not self.manifest.features or not any(name in batch for name in inputs):
+            return batch
+        rows = len(batch[inputs[0]])
+        features = self.features(pad({name: batch[name] for name in inputs}, rows, self.batch_size))
+        return {
+            **{name: array for name, array in batch.items() if name not in inputs},
+            **{name: array[:rows] for name, array in features.items()},
+        }
+
     def _agreed(self, *, finite: bool) -> bool:
         """Whether gradients are finite in all that train together."""
         return finite
@@ -248,7 +293,7 @@ class NativeEngine:
         place = (self._label(role, sizes), averages)
         if place not in self._runners:
             opened, graph = self._open(role, sizes), self._graph(role)
-            graph = _on_averages(graph) if averages else graph
+            graph = on_averages(graph) if averages else graph
             self._runners[place] = (
                 # `update` and `average` are element by element in what they replace, so they may write in place.
                 BoundRunner(opened, graph, self._store, in_place=role in ("update", "average"))
@@ -263,7 +308,7 @@ class NativeEngine:
         has no padding.
         """
         graph = self._graph("eval")
-        graph = _on_averages(graph) if self._shows_averages else graph
+        graph = on_averages(graph) if self._shows_averages else graph
         feeds = {p.name: batch[p.name] if (key := key_of(p)) is None else self._store.read(key) for p in graph.inputs}
         opened = self._session("eval", {**self._sizes("eval", batch), BATCH: rows})
         names = [p.name for p in graph.outputs]
@@ -321,48 +366,3 @@ class NativeEngine:
             if port.role in ("state", "accumulator"):
                 values[key_of(port) or ""] = np.zeros([int(d) for d in port.shape], port.dtype)
         return values
-
-
-def _on_averages(graph: GraphFile) -> GraphFile:
-    """The graph with the averages where it reads parameters."""
-    inputs = (replace(p, role="average") if p.role == "parameter" else p for p in graph.inputs)
-    return replace(graph, inputs=tuple(inputs))
-
-
-def _scalars(ports: tuple[Port, ...], hyper: Hyper, skipped: int, weight_sum: float | None = None) -> dict[str, Array]:
-    """The scalar inputs of a training or update graph, `skipped` updates not counted."""
-    values: dict[str, Array] = {}
-    for port in ports:
-        match port.role:
-            case "lr":
-                value: float | None = hyper.lr[port.group or ""]
-            case "weight_decay":
-                value = hyper.weight_decay[port.group or ""]
-            case "step":
-                value = hyper.step - skipped
-            case "max_norm":
-                value = hyper.max_norm
-            case "max_value":
-                value = hyper.max_value
-            case "weight_sum":
-                value = weight_sum
-            case _:
-                continue
-        values[port.name] = np.array(value, port.dtype)
-    return values
-
-
-def _sums(graph: GraphFile, results: Mapping[str, Any], scale: float = 1.0) -> Sums:
-    """Loss, weight and metrics of a run, without the loss scale, read when asked for."""
-
-    def read() -> tuple[float, float, dict[str, float]]:
-        value = {
-            p.name: float(results[p.name].numpy()) / scale
-            for p in graph.outputs
-            if p.role in ("loss_sum", "weight_sum", "metric")
-        }
-        metrics = {p.slot or p.name: value[p.name] for p in graph.outputs if p.role == "metric"}
-        loss, weight = (next(value[p.name] for p in graph.outputs if p.role == r) for r in ("loss_sum", "weight_sum"))
-        return loss, weight, metrics
-
-    return Sums(read)

@@ -1,8 +1,8 @@
 """Which precision a provider can do here, and in which one each graph of a training run computes.
 
-Below float32 only `gradients` and `eval` are computed, as torch's autocast does: parameters, accumulators and optimizer
-state are float32, and so are the graphs `update` and `average`, whose results differ from what they replace by less
-than a lower precision can say. So the fused graph `train` runs in float32 alone.
+Below float32 only `trunk`, `gradients` and `eval` are computed, as torch's autocast does: parameters, accumulators and
+optimizer state are float32, and so are the graphs `update` and `average`, whose results differ from what they replace
+by less than a lower precision can say. So the fused graph `train` runs in float32 alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnxft.runtime.execution import Execution
 from onnxft.runtime.providers import Provider, provider
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_LOWERED: tuple[GraphRole, ...] = ("gradients", "eval")
+_LOWERED: tuple[GraphRole, ...] = ("trunk", "gradients", "eval")
 
 
 def execution_of(role: GraphRole, asked: Execution) -> Execution:
@@ -26,8 +26,10 @@ def execution_of(role: GraphRole, asked: Execution) -> Execution:
 
 def graph_of(role: GraphRole, manifest: Manifest, asked: Execution) -> GraphFile:
     """The graph that a role runs; ArtifactError where the artifact lacks the one of a precision."""
-    typed = provider(asked.provider).lowers_by == "graph"
-    return manifest.graph(role, execution_of(role, asked).precision if typed else "float32")
+    precision = execution_of(role, asked).precision if provider(asked.provider).lowers_by == "graph" else "float32"
+    if role == "trunk" and precision != "float32" and role not in manifest.half.get(precision, {}):
+        precision = "float32"  # it has no products that the precision could lower
+    return manifest.graph(role, precision)
 
 
 def require_precision(entry: Provider, asked: Execution) -> None:

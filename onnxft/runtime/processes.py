@@ -200,8 +200,8 @@ def require_divisible(manifest: Manifest, processes: Processes) -> None:
         )
     elif manifest.generator != "native":
         reason = (
-            f"the '{manifest.generator}' generator keeps means of gradients, which cannot be summed. Train in one "
-            "process, or export with --generator native."
+            f"the gradients of the '{manifest.generator}' generator stay in its worker process, and are not summed "
+            "over several. Train in one process, or export with --generator native."
         )
     else:
         return

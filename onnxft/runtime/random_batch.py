@@ -11,18 +11,7 @@ from onnxft.manifest import BATCH, GraphFile, GraphRole, Loss, Manifest, Port
 from onnxft.runtime.batches import fixed_shape
 from onnxft.runtime.engine import Array
 
-DATA_ROLES: tuple[GraphRole, ...] = ("eval", "ort_eval", "gradients", "ort_training")
 TRAIN_ROLES: tuple[GraphRole, ...] = ("train", "gradients", "ort_training")
-
-
-def input_ports(manifest: Manifest) -> tuple[Port, ...]:
-    """The model's inputs in the order of its forward function; ArtifactError where no graph has any."""
-    return _first_graph(manifest, DATA_ROLES).named("input")
-
-
-def output_ports(manifest: Manifest) -> tuple[Port, ...]:
-    """The model's outputs in the order that its forward function returns them."""
-    return _first_graph(manifest, DATA_ROLES).named("output", "outputs")
 
 
 def draws_random_numbers(manifest: Manifest) -> bool:
@@ -40,8 +29,8 @@ def random_batch(
     """
     rng = np.random.Generator(np.random.Philox(seed))
     sizes = {**manifest.dimensions, **(dimensions or {}), BATCH: batch_size}
-    batch = {port.name: _values(rng, port, sizes, high=2) for port in input_ports(manifest)}
-    for labels in _first_graph(manifest, DATA_ROLES).named("label"):
+    batch = {port.name: _values(rng, port, sizes, high=2) for port in manifest.inputs}
+    for labels in manifest.evaluation.named("label"):
         batch[labels.name] = _labels(rng, labels, sizes, manifest.loss)
     return batch
 

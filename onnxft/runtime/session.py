@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -15,23 +16,23 @@ from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import Manifest
 from onnxft.runtime.artifact import check_parameters, load_artifact
 from onnxft.runtime.auto import choose
-from onnxft.runtime.batches import Sizes, check_dimensions, check_statistics, combined
-from onnxft.runtime.checkpoint import Checkpoint, check_fits, read_checkpoint, write_checkpoint
+from onnxft.runtime.batches import Sizes
+from onnxft.runtime.checkpoint import Snapshot, read_checkpoint, write_checkpoint
 from onnxft.runtime.completion import complete
-from onnxft.runtime.engine import Array, Arrays, Engine, Placement
-from onnxft.runtime.evaluation import evaluate
+from onnxft.runtime.engine import Array, Arrays, Placement
+from onnxft.runtime.evaluation import compute_features, evaluate
 from onnxft.runtime.execution import Execution, Precision
-from onnxft.runtime.inference import write_inference_model
 from onnxft.runtime.loss_scale import LossScale
-from onnxft.runtime.native import NativeEngine
-from onnxft.runtime.processes import ALONE, Processes, Share, require_divisible
+from onnxft.runtime.opening import check_request, open_engine
+from onnxft.runtime.processes import ALONE, Processes, Share
 from onnxft.runtime.providers import AUTO
 from onnxft.runtime.rates import Rate, check_rates
 from onnxft.runtime.results import Scores, StepResult
-from onnxft.runtime.shared import SharedEngine
+from onnxft.runtime.session_export import Exporting
+from onnxft.runtime.take_up import Trained
 
 
-class TrainSession:
+class TrainSession(Exporting):
     """Fine-tuning of one artifact on one provider.
 
     Batches are {input name: (rows, ...) array, "labels": (rows, ...) array}, without "labels" where the model computes
@@ -80,22 +81,14 @@ class TrainSession:
                 BatchNorm would see a single value of a channel; or a batch cannot be divided among `processes`.
         """
         asked = Execution(provider, precision, device, threads, provider_options or {}, strict)
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
-        if seed >= 2**63:
-            raise ConfigError(f"seed is {seed}; it must be below 2**63.")
         self.directory = Path(artifact)
         self.manifest: Manifest = load_artifact(self.directory)
-        check_dimensions(self.manifest, dimensions or {})
-        require_divisible(self.manifest, processes)
+        check_request(self.manifest, seed, processes, batch_size, dimensions or {})
         self.seed, self.processes = seed, processes
-        self.step_count = 0
-        self._micro_step = 0
+        self.step_count = self._micro_step = 0
         self._pending: list[StepResult] = []
         self._shows_averages = False
-        for sizes in combined(self.manifest, batch_size or self.manifest.batch_size, dimensions or {}):
-            check_statistics(self.manifest, sizes)
+        self._decays: dict[str, float] = {}
         self._reason = ""
         if provider == AUTO:
             choice = processes.from_first(lambda: choose(
@@ -106,7 +99,9 @@ class TrainSession:
                 ),
             ))  # fmt: skip
             asked, self._reason = choice.asked, choice.reason
-        self._engine = self._open(asked, batch_size=batch_size, dimensions=dimensions)
+        self._engine = open_engine(
+            self.directory, self.manifest, asked, processes=processes, batch_size=batch_size, dimensions=dimensions
+        )
 
     @property
     def batch_size(self) -> int:
@@ -133,6 +128,11 @@ class TrainSession:
         """Which provider was asked for and what runs where."""
         placement = self._engine.placement
         return replace(placement, requested=AUTO, reason=self._reason) if self._reason else placement
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak resident memory of the process that computes; None where the system does not tell."""
+        return self._engine.peak_bytes
 
     @property
     def supports_weights(self) -> bool:
@@ -177,7 +177,7 @@ class TrainSession:
             self.update(lr=lr, weight_decay=weight_decay, max_norm=max_norm, max_value=max_value)
             return result
         result = StepResult(self._engine.step(self._complete(batch), hyper))
-        self.step_count += 1
+        self.step_count, self._decays = self.step_count + 1, hyper.weight_decay
         return result
 
     def accumulate(self, batch: Arrays) -> StepResult:
@@ -207,7 +207,7 @@ class TrainSession:
         self._engine.update(hyper, weight)
         self._pending.clear()
         self._micro_step = 0
-        self.step_count += 1
+        self.step_count, self._decays = self.step_count + 1, hyper.weight_decay
 
     def gradients(self, batch: Arrays) -> dict[str, Array]:
         """{parameter: gradient of the mean loss}, without changing anything."""
@@ -252,9 +252,7 @@ class TrainSession:
         """Within it `evaluate`, `predict`, `parameters` and `export_model` have the averages for the parameters.
 
         Running statistics stay the current ones: they are averages already. Whatever trains, saves or sets is refused.
-
-        Raises:
-            ConfigError: the parameters were never averaged, or this is within another `averaged`.
+        ConfigError where the parameters were never averaged, or this is within another `averaged`.
         """
         self._require_parameters("averaged()")
         self._require_averages()
@@ -275,6 +273,13 @@ class TrainSession:
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """{output: (rows, ...) array} in inference behaviour, over any number of rows; no labels needed."""
         return evaluate(self._engine, inputs, labels=False).outputs
+
+    def features(self, inputs: Arrays) -> dict[str, Array]:
+        """{feature: (rows, ...) array}: what the frozen part hands on, over any number of rows; always the same.
+
+        Batches may have them in the place of the inputs. ConfigError where the artifact has no trunk.
+        """
+        return compute_features(self._engine, inputs)
 
     # ----- parameters, checkpoints, export -----
 
@@ -297,41 +302,40 @@ class TrainSession:
         self._require_parameters("set_parameters()")
         self._set(check_parameters(self.manifest, values))
 
+    def parameter_vector(self, *, trainable_only: bool = True) -> Array:
+        """All parameters one after the other, float32 (n,), for federated learning; else the frozen ones too.
+
+        Vectors of one model and selection fit each other, whatever the generator and the language of the client.
+        ConfigError where they are not all float32, or frozen ones are asked for of another generator than ort-training.
+        """
+        self._require_parameters("parameter_vector()")
+        return self._engine.parameter_vector(trainable_only=trainable_only)
+
+    def set_parameter_vector(self, vector: Array, *, trainable_only: bool = True) -> None:
+        """Replace what `parameter_vector` gives; ArtifactError where shape, type or a value does not fit."""
+        self._require_parameters("set_parameter_vector()")
+        self._engine.set_parameter_vector(np.asarray(vector), trainable_only=trainable_only)
+
     def save_checkpoint(self, path: str | Path) -> None:
         """Write parameters, averages, running statistics, state and counters as a directory, whole or not at all."""
         self._require_parameters("save_checkpoint()")
         if self._pending:
             raise ConfigError("gradients are accumulated: call update() before save_checkpoint().")
-        name, kind = self.manifest.name, self.manifest.optimizer.kind
-        checkpoint = Checkpoint(self.step_count, self.seed, name, kind, self.loss_scale)
-        write_checkpoint(Path(path), checkpoint, self._values(), self._engine.state(), self._engine.averages())
+        write_checkpoint(Path(path), self._snapshot(), self.manifest, self._trained)
 
     def load_checkpoint(self, path: str | Path) -> None:
-        """Continue from a checkpoint of the same artifact; ArtifactError if it is damaged or of another."""
+        """Continue from a checkpoint of the same artifact, or of the same model as the other generator trains it.
+
+        Raises:
+            ArtifactError: it is damaged or of another artifact; or of the other generator, and not the same model,
+                loss, optimizer and decay, or with something that this one has no counterpart for. Nothing is changed.
+        """
         self._require_parameters("load_checkpoint()")
-        checkpoint, parameters, state, averages = read_checkpoint(Path(path))
-        check_fits(
-            Path(path),
-            checkpoint,
-            self.manifest,
-            (self._values(), parameters),
-            (self._engine.state(), state),
-            (self._engine.parameters(), averages),
-        )
-        self._take(checkpoint.step_count, checkpoint.seed, checkpoint.loss_scale, parameters, state, averages)
+        self._take(read_checkpoint(Path(path), self._snapshot(), self.manifest, self._trained))
 
     def take_from_first(self) -> None:
         """Go on in all processes from the parameters, averages, state and counters of the first."""
-        engine = self._engine
-        self._take(*self.processes.from_first(
-            lambda: (
-                self.step_count, self.seed, self.loss_scale, self._values(), engine.state(), engine.averages()
-            )
-        ))  # fmt: skip
-
-    def export_model(self, path: str | Path) -> None:
-        """Write the inference model with the current weights; loadable by any ONNX Runtime."""
-        write_inference_model(self.directory, self.manifest, self._values(), Path(path))
+        self._take(self.processes.from_first(self._snapshot))
 
     def close(self) -> None:
         """Release sessions and buffers."""
@@ -345,15 +349,6 @@ class TrainSession:
 
     # ----- helpers -----
 
-    def _open(self, asked: Execution, **settings: Any) -> Engine:
-        if self.manifest.generator == "ort-training":
-            from onnxft.runtime.ort_training import OrtTrainingEngine
-
-            return OrtTrainingEngine(self.directory, self.manifest, asked, **settings)
-        if self.processes.size > 1:
-            return SharedEngine(self.directory, self.manifest, asked, processes=self.processes, **settings)
-        return NativeEngine(self.directory, self.manifest, asked, **settings)
-
     def _values(self) -> dict[str, Array]:
         """Parameters and running statistics."""
         return {**self._engine.parameters(), **self._engine.buffers()}
@@ -364,15 +359,23 @@ class TrainSession:
         self._engine.set_parameters({n: v for n, v in values.items() if n not in buffers})
         self._engine.set_buffers({n: v for n, v in values.items() if n in buffers})
 
-    def _take(
-        self, step_count: int, seed: int, scale: LossScale, values: Arrays, state: Arrays, averages: Arrays
-    ) -> None:
-        """Go on from what a checkpoint holds."""
-        self._set(values)
-        self._engine.set_state(state)
-        self._engine.set_averages(averages)
-        self._engine.loss_scale = scale
-        self.step_count, self.seed = step_count, seed
+    @cached_property
+    def _trained(self) -> Trained:
+        return Trained.of(self.directory, self.manifest)
+
+    def _snapshot(self) -> Snapshot:
+        engine = self._engine
+        return Snapshot(
+            self.step_count, self.seed, self.loss_scale, self._values(), engine.state(), engine.averages(), self._decays
+        )
+
+    def _take(self, snapshot: Snapshot) -> None:
+        """Go on from there."""
+        self._set(snapshot.values)
+        self._engine.set_state(snapshot.state)
+        self._engine.set_averages(snapshot.averages)
+        self._engine.loss_scale = snapshot.loss_scale
+        self.step_count, self.seed, self._decays = snapshot.step_count, snapshot.seed, snapshot.decays
         self._pending.clear()
         self._micro_step = 0
 

@@ -50,6 +50,8 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., Transform], dict[str, float], float]]
     "sgd": (sgd, {"momentum": 0.0, "nesterov": 0.0}, 0.0),
 }
 _SWITCHES = ("nesterov",)
+_CLIPPED = ("adamw", "sgd")
+"""Optimizers with the option `max_norm`, which has no default: onnxruntime-training's optimizer graph clips by it."""
 
 
 def describe_optimizer(
@@ -64,6 +66,10 @@ def describe_optimizer(
         raise ConfigError(f"unknown optimizer '{kind}'.{near(kind, _OPTIMIZERS)}")
     _, defaults, decay = _OPTIMIZERS[kind]
     for name, value in (options or {}).items():
+        if name == "max_norm" and kind in _CLIPPED:
+            if not 0.0 < value < float("inf"):
+                raise ConfigError(f"option 'max_norm' of optimizer '{kind}' is {value}; it must be finite and above 0.")
+            continue
         if name not in defaults:
             raise ConfigError(f"optimizer '{kind}' has no option '{name}'.{near(name, defaults)}")
         if name in _SWITCHES and value not in (0, 1):

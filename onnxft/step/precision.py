@@ -7,7 +7,7 @@ and the accumulators. Parameters come in as float32 and are cast inside.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -15,9 +15,9 @@ from onnx_ir.passes import common
 from onnxft.errors import ModelError
 from onnxft.graph.builder import builder
 from onnxft.manifest import GraphRole, HalfPrecision, Port
-from onnxft.step.build import StepGraph
+from onnxft.step.step_graph import StepGraph
 
-LOWERED: tuple[GraphRole, ...] = ("gradients", "eval")
+LOWERED: tuple[GraphRole, ...] = ("trunk", "gradients", "eval")
 """Roles that a lower precision has graphs of; the others change parameters by less than it can say."""
 
 _TYPES: dict[HalfPrecision, ir.DataType] = {"bfloat16": ir.DataType.BFLOAT16, "float16": ir.DataType.FLOAT16}
@@ -29,6 +29,16 @@ _PRODUCTS: dict[HalfPrecision, frozenset[str]] = {
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Slice", "Concat"})
 _EXACT: dict[HalfPrecision, frozenset[str]] = {"bfloat16": _MOVES, "float16": _MOVES | {"Relu"}}
 """Operators for which it is the same to round what they read or what they give."""
+
+
+def lower_all(step: Mapping[GraphRole, StepGraph], precision: HalfPrecision) -> dict[GraphRole, StepGraph]:
+    """Those of `step` that a precision has graphs of; a trunk without products of its own runs in float32.
+
+    Raises:
+        ModelError: what is trained multiplies nothing that the precision could lower.
+    """
+    roles = [r for r in LOWERED if r in step and (r != "trunk" or _multiplies(step[r], precision))]
+    return {role: lower(step[role], precision) for role in roles}
 
 
 def lower(graph: StepGraph, precision: HalfPrecision) -> StepGraph:
@@ -51,6 +61,11 @@ def lower(graph: StepGraph, precision: HalfPrecision) -> StepGraph:
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     return StepGraph(model, graph.inputs, outputs)
+
+
+def _multiplies(graph: StepGraph, precision: HalfPrecision) -> bool:
+    """Whether a product of the precision is in it."""
+    return any(n.op_type in _PRODUCTS[precision] and not n.domain for part in graph.model.graphs() for n in part)
 
 
 def _add_magnitude(graph: ir.Graph, outputs: tuple[Port, ...]) -> Port:

@@ -45,6 +45,17 @@ def randomness_to_inputs(op: Op) -> list[Port]:
     return ports
 
 
+def random_operators(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that draw numbers when the graph runs; a Dropout in inference form draws none."""
+    return [node for node in graph if _draws(node)]
+
+
+def _draws(node: ir.Node) -> bool:
+    if node.op_type == "Dropout":
+        return bool(_constant(node, 2, 0.0)) and _constant(node, 1, 0.5) > 0.0
+    return node.op_type in (*_UNIFORM, *_NORMAL, "Bernoulli", "Multinomial")
+
+
 def _replace_dropout(op: Op, node: ir.Node, ports: list[Port]) -> None:
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None

@@ -55,11 +55,11 @@ def work_between(xs: Collection[ir.Value], y: ir.Value, sizes: Mapping[str, int]
         return None
 
 
-_VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that move nothing: who reads their result may read their input through strides."""
 _SELECTIONS = ("Gather", "GatherElements", "GatherND")
 """Operators that read no more of their input than they return."""
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "BitShift",
     "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos",
     "Cosh", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Greater", "GreaterOrEqual", "HardSigmoid",
@@ -135,11 +135,11 @@ def _runs(nodes: Sequence[ir.Node], y: ir.Value) -> list[_Run]:
     """
     viewed: dict[ir.Value, ir.Value] = {}
     for node in nodes:
-        if node.op_type in _VIEWS:
+        if node.op_type in VIEWS:
             source = node.inputs[0]
             assert source is not None
             viewed.update(dict.fromkeys(node.outputs, viewed.get(source, source)))
-    counted = [node for node in nodes if node.op_type not in _VIEWS]
+    counted = [node for node in nodes if node.op_type not in VIEWS]
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in counted:
         for x in node.inputs:
@@ -151,7 +151,7 @@ def _runs(nodes: Sequence[ir.Node], y: ir.Value) -> list[_Run]:
     for node in counted:
         value = node.outputs[0]
         behind = readers.get(value, [])
-        if value is not y and all(n.op_type in _ELEMENTWISE for n in (node, *behind)):
+        if value is not y and all(n.op_type in ELEMENTWISE for n in (node, *behind)):
             for reader in behind:
                 one, other = first.get(node, node), first.get(reader, reader)
                 if one is not other:

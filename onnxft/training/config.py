@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -16,8 +16,14 @@ from onnxft.runtime.providers import AUTO
 from onnxft.training.metrics import BETTER
 from onnxft.training.schedules import SCHEDULES
 
-_FREE = ("epochs", "artifact", "data", "val", "workers", "tensorboard")
-"""What a resumed run may have otherwise: contents are compared instead of paths, and threads change no batch."""
+_FREE = ("epochs", "artifact", "data", "val", "workers", "tensorboard", "cache", "cache_memory")
+"""What a resumed run may have otherwise: contents are compared instead of paths; no number depends on the others."""
+
+
+CACHES = ("auto", "memory", "disk", "off")
+
+EXECUTION = ("provider", "precision", "device", "provider_options", "strict", "threads")
+"""What runs the graphs, which may be otherwise where a run goes on with another generator."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class TrainConfig:
     """How pictures are changed in training: flip, vflip, crop, color, rotate."""
     workers: int = 1
     """Threads that read batches ahead; 0: none. Batches do not depend on it."""
+    cache: str = "auto"
+    """Where the features of the frozen part are kept after they were computed once: auto, memory, disk or off."""
+    cache_memory: int | None = None
+    """MiB that they may take in memory; None: a quarter of this machine's."""
     epochs: int = 10
     """Passes over the training data."""
     lr: float = 1e-3
@@ -78,6 +88,8 @@ class TrainConfig:
     """Decay of the moving average of the trained parameters that is evaluated and kept as weights; None: no average."""
     weights: str | None = None
     """Weights to begin with: those of another run (its directory: the best ones) or a file; None: the artifact's."""
+    adapter: str | None = None
+    """Adapter to begin with instead: a folder of peft, or a `.onnx_adapter` file."""
     seed: int = 0
     """Seed of shuffling and of random masks."""
     batch_size: int | None = None
@@ -109,6 +121,9 @@ class TrainConfig:
         """Check every value."""
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {self.schedule!r}.{near(self.schedule, SCHEDULES)}")
+        if self.cache not in CACHES:
+            raise ConfigError(f"unknown cache {self.cache!r}.{near(self.cache, CACHES)}")
+        _require(self, "cache_memory", "at least 0", lambda v: v >= 0)
         if self.metric is not None and self.metric not in BETTER:
             raise ConfigError(f"unknown metric {self.metric!r}.{near(self.metric, BETTER)}")
         for name in ("epochs", "accumulate", "batch_size", "threads", "processes", "patience", "step_size"):
@@ -120,6 +135,10 @@ class TrainConfig:
                 raise ConfigError(f"{name} belongs to the schedule step, schedule is {self.schedule}: leave it out.")
         _require(self, "split", "a fraction above 0 and below 1", lambda v: 0 < v < 1)
         _require(self, "workers", "at least 0 and at most 64", lambda v: 0 <= v <= 64)
+        if self.weights is not None and self.adapter is not None:
+            raise ConfigError(
+                f"weights '{self.weights}' and adapter '{self.adapter}' both say what to begin with: leave one out."
+            )
         if self.split is not None and self.val is not None:
             raise ConfigError(f"split {self.split} and val '{self.val}' both say what to evaluate on: leave one out.")
         if any(size < 1 for size in self.buckets) or len(set(self.buckets)) < len(self.buckets):
@@ -168,8 +187,10 @@ class TrainConfig:
         return text
 
 
-def resumed(saved: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
+def resumed(saved: TrainConfig, asked: Mapping[str, Any], free: Collection[str] = ()) -> TrainConfig:
     """The configuration of a continued run: the saved one, with more epochs if asked for and possible.
+
+    What is named in `free` may be otherwise too.
 
     Raises:
         ConfigError: an asked value differs from the saved one and would make another run of it.
@@ -179,7 +200,7 @@ def resumed(saved: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
         asked = {name: value for name, value in asked.items() if name != "provider"}
     config = TrainConfig.from_mapping({**values, **asked})
     for name, value in config.to_dict().items():
-        if value != values[name] and name not in _FREE:
+        if value != values[name] and name not in (*_FREE, *free):
             raise ConfigError(
                 f"the run was begun with {name} {values[name]}, and --resume cannot go on with {name} {value}. "
                 f"Leave {name} out, or begin a new run."

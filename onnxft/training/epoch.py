@@ -14,8 +14,8 @@ from onnxft.runtime.session import StepResult, TrainSession
 from onnxft.training.confusion import Confusion
 from onnxft.training.metrics import join, measure, reduce
 from onnxft.training.plan import Plan
+from onnxft.training.position import Position
 from onnxft.training.progress import Progress
-from onnxft.training.records import Position
 
 
 def update(session: TrainSession, group: list[Batch], plan: Plan, position: Position, progress: Progress) -> int:

@@ -21,22 +21,24 @@ from onnxft.runtime.engine import Placement
 from onnxft.runtime.mpi import joined, require_size
 from onnxft.runtime.providers import AUTO
 from onnxft.runtime.session import TrainSession
-from onnxft.training.config import TrainConfig, resumed
+from onnxft.training.config import EXECUTION, TrainConfig, resumed
 from onnxft.training.epoch import evaluate, keep_equal, kept_weights, update
+from onnxft.training.features import keep_features
 from onnxft.training.interrupt import Interrupt
 from onnxft.training.log import Log
 from onnxft.training.metrics import BETTER
 from onnxft.training.opening import asked_for, opened
 from onnxft.training.plan import Plan
+from onnxft.training.position import Position
 from onnxft.training.progress import Progress, Several, number
 from onnxft.training.records import (
-    Position,
     Records,
     Row,
     is_blank,
     keeping,
     newest_directory,
     next_directory,
+    read_position,
     require_new,
     saved_config,
 )
@@ -69,6 +71,8 @@ class Start:
     """Which weights it begins with, and how many of what is trained they are; None: the artifact's."""
     processes: int = 1
     """Processes that train together, each on `batch_size` rows of a batch."""
+    taken_up: str | None = None
+    """From where the run goes on with another generator, and with which; None: with the one it had."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +153,14 @@ def _asked(
     resume: bool,
 ) -> tuple[Path, Manifest, TrainConfig, Path]:
     """Place and manifest of the artifact, all options, and the directory of the run."""
-    saved = saved_config(Path(run_dir)).places if resume and run_dir is not None else {}
-    place, manifest, asked = asked_for(artifact, data, config, val, saved)
-    directory = Path(run_dir) if saved and run_dir is not None else _directory(run_dir, manifest.name, resume)
-    effective = resumed(saved_config(directory), asked) if resume else TrainConfig.from_mapping(asked)
-    return place, manifest, effective, directory
+    places = saved_config(Path(run_dir)).places if resume and run_dir is not None else {}
+    place, manifest, asked = asked_for(artifact, data, config, val, places)
+    directory = Path(run_dir) if places and run_dir is not None else _directory(run_dir, manifest.name, resume)
+    if not resume:
+        return place, manifest, TrainConfig.from_mapping(asked), directory
+    saved = saved_config(directory)
+    taken_up = not is_blank(directory) and read_position(directory).is_of_another(manifest.generator)
+    return place, manifest, resumed(saved, asked, EXECUTION if taken_up else ()), directory
 
 
 def _directory(run_dir: Path | str | None, name: str, resume: bool) -> Path:
@@ -166,12 +173,12 @@ def _directory(run_dir: Path | str | None, name: str, resume: bool) -> Path:
     return directory
 
 
-def _start(session: TrainSession, plan: Plan, directory: Path, weights: str | None) -> Start:
+def _start(session: TrainSession, plan: Plan, directory: Path, weights: str | None, taken_up: str | None) -> Start:
     own = None if plan.split == "train" else plan.evaluated
     return Start(
         session.manifest, session.placement, plan.config, directory, session.batch_size, plan.data.source,
         plan.data.rows, plan.batches[0], plan.rows_left_out, own.source if own else None, own.rows if own else None,
-        plan.classes, weights, session.processes.size,
+        plan.classes, weights, session.processes.size, taken_up,
     )  # fmt: skip
 
 
@@ -227,16 +234,19 @@ def _begin(
 ) -> tuple[Records, Position, str]:
     """The directory and the position from which the run goes, and a sentence about it."""
     anew = not resume or is_blank(run_dir)
-    weights, begun = None, dict(plan.origin)
-    if anew and plan.config.weights is not None:
-        weights, begun["weights"] = begin_with(session, plan.config.weights)
-    if announce is not None:
-        announce(_start(session, plan, run_dir, weights))
+    weights, taken_up, begun = None, None, dict(plan.origin)
+    if anew:
+        weights, read = begin_with(session, plan.config)
+        begun.update(read)
+    position = Position(begun, stages=[plan.stage]) if anew else read_position(run_dir)
     if resume:
-        records, position = _resume(session, plan, run_dir, begun)
+        records, taken_up = _resume(session, plan, run_dir, position, blank=anew)
     else:
-        records, position = Records.create(run_dir, plan.config, session), Position(begun)
-    return records, position, _where(position, resume) + ("" if weights is None else f", from the weights {weights}")
+        records = Records.create(run_dir, plan.config, session)
+    if announce is not None:
+        announce(_start(session, plan, run_dir, weights, taken_up))
+    notes = ("" if weights is None else f", from the weights {weights}") + ("" if taken_up is None else f"; {taken_up}")
+    return records, position, _where(position, resume) + notes
 
 
 def _train(
@@ -253,6 +263,7 @@ def _train(
         if config.tensorboard:
             shown.append(EventFiles(run_dir, position.step, known=bool(records.rows)))
     with Interrupt(terminated=processes.size > 1) as interrupt, Several(*shown) as progress:
+        plan = keep_features(session, plan, run_dir, progress, lambda: interrupt.asked)
         end_epoch = partial(_end_epoch, session, plan, records, progress)
         if not records.rows:
             position = processes.from_first(partial(end_epoch, position))
@@ -279,7 +290,8 @@ def _interrupted(session: TrainSession, plan: Plan, position: Position, records:
 
 
 def _finish(session: TrainSession, plan: Plan, position: Position, records: Records, log: Progress) -> Run:
-    records.finish(session, position.best_epoch)
+    for note in records.finish(session, position.best_epoch):
+        log.say(note)
     end: Literal["complete", "early"] = "complete" if position.epoch >= plan.config.epochs else "early"
     run = _result(records, plan, position, end, session.loss_scale.skipped)
     log.say(f"{run.end} after epoch {run.epochs}, best epoch {run.best_epoch}: {_metrics(run.after)}")
@@ -296,13 +308,17 @@ def _metrics(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
-def _resume(session: TrainSession, plan: Plan, run_dir: Path, begun: dict[str, str]) -> tuple[Records, Position]:
-    """A run as it was at its checkpoint; one that was killed before it had any begins again, from `begun`."""
-    resumed(saved_config(run_dir), plan.config.to_dict())
-    if is_blank(run_dir):
-        records, position = Records(run_dir), Position(begun)
-    else:
-        records, position = Records.reopen(run_dir, session)
+def _resume(
+    session: TrainSession, plan: Plan, run_dir: Path, position: Position, *, blank: bool
+) -> tuple[Records, str | None]:
+    """A run as it was at its checkpoint, `blank` where it was killed before it had any and begins again.
+
+    Where another generator goes on, also a sentence about it.
+    """
+    other = position.is_of_another(session.manifest.generator)
+    resumed(saved_config(run_dir), plan.config.to_dict(), EXECUTION if other else ())
+    taken_up = position.take_up(plan.stage, plan.origin["artifact"], run_dir) if other else None
+    records = Records(run_dir) if blank else Records.reopen(run_dir, position, session)
     plan.require_origin(position, run_dir)
     done = position.epoch + (position.batch > 0)
     if plan.config.epochs < done:
@@ -310,7 +326,7 @@ def _resume(session: TrainSession, plan: Plan, run_dir: Path, begun: dict[str, s
             f"the run in '{run_dir}' is in epoch {done}: it cannot end after epochs {plan.config.epochs}."
         )
     records.describe(plan.config, session)
-    return records, position
+    return records, taken_up
 
 
 def _end_epoch(
@@ -371,7 +387,8 @@ def _result(
         "end": end, "epochs": {"asked": plan.config.epochs, "made": position.epoch}, "updates": position.step,
         "updates_left_out": skipped,
         "provider": {"asked": plan.placement.requested, "obtained": plan.placement.obtained}, "evaluated": plan.split,
-        "metric": plan.metric, "best_epoch": position.best_epoch, "before": before, "best": after, "last": last,
+        "artifacts": position.history, "metric": plan.metric, "best_epoch": position.best_epoch,
+        "before": before, "best": after, "last": last,
     })  # fmt: skip
     return Run(
         records.directory, plan.config, end, plan.split, plan.placement.obtained, plan.metric, before, after,

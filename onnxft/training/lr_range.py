@@ -29,8 +29,9 @@ from onnxft.training.curves import as_png, can_plot
 from onnxft.training.epoch import update
 from onnxft.training.opening import asked_for, opened
 from onnxft.training.plan import Plan
+from onnxft.training.position import Position
 from onnxft.training.progress import Progress
-from onnxft.training.records import Position, next_directory, require_new
+from onnxft.training.records import next_directory, require_new
 from onnxft.training.warm_start import begin_with
 
 LOW, HIGH, UPDATES = 1e-7, 10.0, 100
@@ -110,8 +111,7 @@ def find_lr(
     require_new(out)
     with opened(place, manifest, effective, data, val) as (session, rows, held):
         plan = Plan.make(session, rows, held, effective)
-        if effective.weights is not None:
-            begin_with(session, effective.weights)
+        begin_with(session, effective)
         found = sweep(session, plan, progress=progress)
     write_atomically(out / "lr_range.csv", to_csv(found))
     if can_plot():

@@ -28,7 +28,7 @@ from onnxft.runtime.rates import Rate, by_group
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.metrics import default_metric, names
-from onnxft.training.records import Position
+from onnxft.training.position import Position, Stage
 from onnxft.training.schedules import STEP_GAMMA, factor
 
 Data = Dataset | Stream
@@ -52,6 +52,8 @@ class Plan:
     """Rows of the first epoch in short batches, which are left out where rows cannot be weighted."""
     manifest: Manifest
     origin: dict[str, str]
+    stage: Stage
+    """What the artifact makes of a run that it begins."""
 
     @classmethod
     def make(cls, session: TrainSession, data: Data, val: Data | None, config: TrainConfig) -> Plan:
@@ -82,6 +84,10 @@ class Plan:
                 "data": loader.fingerprint(),
                 "val": "none" if val is None else evaluated.fingerprint(),
             },
+            Stage(
+                manifest.name, manifest.generator,
+                {**session.dimensions, "rows left out of an epoch": _left_out(loader)},
+            ),
         )  # fmt: skip
         if config.warmup and round(config.warmup * plan.updates) < 1:
             raise ConfigError(

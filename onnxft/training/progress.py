@@ -24,6 +24,15 @@ class Progress:
     def end_epoch(self, row: Mapping[str, float]) -> None:
         """An epoch (0: before training) was evaluated and is about to be saved; `row` is its line in results.csv."""
 
+    def begin_task(self, words: str, total: int) -> None:
+        """Something else than an epoch starts, which has so many parts."""
+
+    def advance(self, parts: int) -> None:
+        """So many of them are done."""
+
+    def end_task(self) -> None:
+        """It is over."""
+
     def say(self, note: str) -> None:
         """A line that stays: the wish to stop, a last short batch left out."""
 
@@ -58,6 +67,21 @@ class Several(Progress):
         """Tell each."""
         for part in self._parts:
             part.end_epoch(row)
+
+    def begin_task(self, words: str, total: int) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.begin_task(words, total)
+
+    def advance(self, parts: int) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.advance(parts)
+
+    def end_task(self) -> None:
+        """Tell each."""
+        for part in self._parts:
+            part.end_task()
 
     def say(self, note: str) -> None:
         """Tell each."""
@@ -164,10 +188,22 @@ class BarProgress(LineProgress):
 
     def end_epoch(self, row: Mapping[str, float]) -> None:
         """Put the epoch's line in place of its bar."""
+        self.end_task()
+        super().end_epoch(row)
+
+    def begin_task(self, words: str, total: int) -> None:
+        """Draw an empty bar."""
+        self._task = self._bar.add_task(words, total=total, facts="")
+
+    def advance(self, parts: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, advance=parts)
+
+    def end_task(self) -> None:
+        """Remove the bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
-        super().end_epoch(row)
 
     def say(self, note: str) -> None:
         """Write a line above the bar."""

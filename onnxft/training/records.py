@@ -8,6 +8,7 @@ weights/best.safetensors  trained parameters (their averages with `ema`) and run
 weights/last.safetensors  and of the last one
 checkpoints/last/         all that a resumed run needs
 model.onnx                inference model with the best weights
+adapter/                  of a model trained with LoRA: for peft and ONNX Runtime, with the best weights
 metrics.json              how the run ended: asked and obtained, metrics before, at the best epoch and at the last
 confusion_matrix.csv      counts of (label, predicted class) of the best epoch, where a row has one class
 confusion_matrix.png      the same as a picture, and
@@ -30,23 +31,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 from safetensors.numpy import save
 
 from onnxft import __version__
-from onnxft.errors import ArtifactError, ConfigError, OnnxftError, WriteError
+from onnxft.errors import ArtifactError, ConfigError, OnnxftError, ProviderError, WriteError
 from onnxft.files import is_part, new_directory, recover, remove_parts, sha256, write_atomically
 from onnxft.runtime.engine import Arrays
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.confusion import Confusion
 from onnxft.training.curves import can_plot, plot_curves
+from onnxft.training.position import Position
 from onnxft.training.warm_start import read_weights
 from onnxft.yaml_file import read_yaml
 
 Row = dict[str, float]
+T = TypeVar("T")
 _POSITION = "loop.json"
 _SUMMARY = "metrics.json"
 _CONFUSION = "confusion_matrix.csv"
@@ -57,32 +61,10 @@ That of results.csv is of the rows that were there: after a crash the file may h
 """
 _RESULTS, _TIMINGS = "results.csv", "timings.csv"
 _FILES = (
-    "model.onnx", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _RESULTS, _TIMINGS,
+    "model.onnx", "adapter/*", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _RESULTS, _TIMINGS,
     "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml", "env.json",
     "checkpoints/last",
 )  # fmt: skip
-
-
-@dataclass
-class Position:
-    """Where a run stands between two updates; with the session's checkpoint, all that a resume needs."""
-
-    origin: dict[str, str]
-    """SHA-256 of what the run was begun with: artifact, data, val."""
-    epoch: int = 0
-    """Epochs that are complete."""
-    batch: int = 0
-    """Batches made of the next epoch."""
-    step: int = 0
-    """Updates made."""
-    loss_sum: float = 0.0
-    """Of the batches made of the next epoch, as is weight_sum."""
-    weight_sum: float = 0.0
-    best: tuple[float, float] = (-math.inf, -math.inf)
-    """Best metric, then loss at that epoch, signed so that greater is better."""
-    best_epoch: int = 0
-    stale: int = 0
-    """Epochs since the best one."""
 
 
 @dataclass
@@ -103,22 +85,14 @@ class Records:
         return records
 
     @classmethod
-    def reopen(cls, directory: Path, session: TrainSession) -> tuple[Records, Position]:
+    def reopen(cls, directory: Path, position: Position, session: TrainSession) -> Records:
         """A run as it was at its checkpoint, which `session` takes over; nothing is written yet.
 
         Raises:
-            ArtifactError: there is no checkpoint, or it is damaged or of another artifact.
+            ArtifactError: the checkpoint is damaged or of another artifact.
         """
         place = recover(directory / "checkpoints" / "last")
-        try:
-            position = msgspec.json.decode((place / _POSITION).read_bytes(), type=Position)
-            complete = msgspec.json.decode((place / _COMPLETE).read_bytes(), type=dict[str, str])
-        except FileNotFoundError as err:
-            raise ArtifactError(
-                f"'{directory}' holds no checkpoint to resume: there is no '{err.filename}'. Begin a new run."
-            ) from None
-        except msgspec.MsgspecError as err:
-            raise ArtifactError(f"'{place / _POSITION}' is damaged: {err}. Begin a new run.") from err
+        complete = _decoded(place / _COMPLETE, dict[str, str])
         results = complete.pop(_RESULTS, None)
         # What is there without a digest was put there by somebody else.
         for name in sorted({*complete, *(file.name for file in place.iterdir())} - {_COMPLETE}):
@@ -135,7 +109,7 @@ class Records:
                 f"'{directory / _RESULTS}' was changed since the checkpoint, so this run cannot be resumed. Put the "
                 "file back, or begin a new run."
             )
-        return records, position
+        return records
 
     def describe(self, config: TrainConfig, session: TrainSession) -> None:
         """Write config.yaml and env.json, and cut the tables back to what is in memory.
@@ -182,16 +156,21 @@ class Records:
             complete[_RESULTS] = hashlib.sha256(_table(self.rows)).hexdigest()
             write_atomically(beside / _COMPLETE, msgspec.json.format(msgspec.json.encode(complete)))
 
-    def finish(self, session: TrainSession, best_epoch: int) -> None:
-        """Write model.onnx with the best weights, and pictures where they can be; `session` keeps its weights."""
+    def finish(self, session: TrainSession, best_epoch: int) -> list[str]:
+        """Write model.onnx and adapters with the best weights, and pictures where they can be.
+
+        `session` keeps its weights. What is returned are sentences about what cannot be written.
+        """
         last = {**session.parameters, **session.buffers}
         best, _ = read_weights(str(self.directory / "weights" / "best.safetensors"))
         session.set_parameters(best)
         session.export_model(self.directory / "model.onnx")
+        notes = self._write_adapter(session)
         session.set_parameters(last)
         if can_plot():
             write_atomically(self.directory / "curves.png", plot_curves(self.rows, best_epoch))
             self._draw_confusion(best_epoch)
+        return notes
 
     def summarize(self, summary: Mapping[str, object]) -> None:
         """Write metrics.json; what is not a number there is null."""
@@ -202,6 +181,15 @@ class Records:
         """What is there, relative to the directory, checkpoints as one."""
         found = (sorted(self.directory.glob(name)) for name in _FILES)
         return tuple(str(path.relative_to(self.directory)) for paths in found for path in paths)
+
+    def _write_adapter(self, session: TrainSession) -> list[str]:
+        if not session.manifest.adapters:
+            return []
+        try:
+            lacking = session.export_adapter(self.directory / "adapter")
+        except ProviderError as err:
+            return [f"no adapter is written: {err}"]
+        return [f"the adapter has no files for peft: {lacking}"] if lacking else []
 
     def _draw_confusion(self, best_epoch: int) -> None:
         table = self.directory / _CONFUSION
@@ -249,6 +237,11 @@ def saved_config(directory: Path) -> TrainConfig:
     return TrainConfig.from_mapping(read_yaml(path), f"'{path}'")
 
 
+def read_position(directory: Path) -> Position:
+    """Where the checkpoint of a run stands; ArtifactError where there is none, or it is damaged."""
+    return _decoded(recover(directory / "checkpoints" / "last") / _POSITION, Position)
+
+
 def is_blank(directory: Path) -> bool:
     """Whether a run was killed before its first checkpoint, so that nothing is lost when it begins once more."""
     results = directory / _RESULTS
@@ -281,6 +274,17 @@ def newest_directory(runs: Path, name: str) -> Path:
 def _numbers(runs: Path, name: str) -> list[int]:
     tails = [p.name.removeprefix(f"{name}-") for p in runs.glob("*") if p.name.startswith(f"{name}-")]
     return [int(tail) for tail in tails if tail.isdecimal()]
+
+
+def _decoded(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"'{path.parents[2]}' holds no checkpoint to resume: there is no '{path}'. Begin a new run."
+        ) from None
+    except msgspec.MsgspecError as err:
+        raise ArtifactError(f"'{path}' is damaged: {err}. Begin a new run.") from err
 
 
 def _table(rows: Sequence[Mapping[str, float]]) -> bytes:

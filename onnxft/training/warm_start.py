@@ -1,4 +1,4 @@
-"""A new run from the weights of another."""
+"""A new run from the weights or the adapter of another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from onnxft.errors import ArtifactError
+from onnxft.runtime.adapters.adapter import read_adapter
 from onnxft.runtime.engine import Array
 from onnxft.runtime.session import TrainSession
+from onnxft.training.config import TrainConfig
 
 
 def read_weights(source: str) -> tuple[dict[str, Array], str]:
@@ -61,16 +63,22 @@ def require_fit(session: TrainSession, values: dict[str, Array], source: str) ->
     return f"{source}: {len(values)} of {len(own)} values{rest}"
 
 
-def begin_with(session: TrainSession, source: str) -> tuple[str, str]:
-    """Put the weights of `source` in the session.
+def begin_with(session: TrainSession, config: TrainConfig) -> tuple[str | None, dict[str, str]]:
+    """Put the weights or the adapter that the configuration names in the session.
 
     Returns:
-        Which part of what is trained they are, and the SHA-256 of their file.
+        Which part of what is trained they are, None where it names none; and {`weights` or `adapter`: SHA-256}.
 
     Raises:
         ArtifactError: there are no such weights, or they do not fit; nothing is changed then.
     """
-    values, digest = read_weights(source)
+    if config.weights is not None:
+        kind, source, (values, digest) = "weights", config.weights, read_weights(config.weights)
+    elif config.adapter is not None:
+        kind, source = "adapter", config.adapter
+        values, digest = read_adapter(Path(source), session.manifest)
+    else:
+        return None, {}
     fit = require_fit(session, values, source)
     session.set_parameters(values)
-    return fit, digest
+    return fit, {kind: digest}

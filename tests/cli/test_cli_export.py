@@ -72,7 +72,7 @@ def test_export_writes_an_artifact_and_says_what_is_next(onnxft_command: Command
     assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias", "fc3.weight"]
     assert (manifest.batch_size, manifest.classes) == (6, tuple("abcde"))
     assert (manifest.optimizer.options, manifest.optimizer.weight_decay) == ({"momentum": 0.9, "nesterov": 0.0}, 0.1)
-    assert [p.name for p in manifest.graph("eval").named("input")] == ["features"]
+    assert [p.name for p in manifest.inputs] == ["features"]
     assert [p.name for p in manifest.graph("eval").named("output", "outputs")] == ["scores"]
 
 
@@ -132,6 +132,48 @@ def test_a_dry_run_writes_nothing(onnxft_command: Command, tmp_path: Path) -> No
     assert "2 of 6 parameters are trained: 35 of 195 values" in done.out
     assert "Dry run: nothing was written." in done.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_method_shows_its_blocks_and_what_it_trains(onnxft_command: Command, tmp_path: Path) -> None:
+    done = onnxft_command("export", f"{MODELS}:adaptable", "--method", "last:2", "--dry-run")
+    assert done.code == ExitStatus.OK
+    lines = [line.split() for line in done.out.splitlines()]
+    assert ["layers.0", "4", "229", "-"] in lines
+    assert ["layers.2", "4", "229", "train", "4"] in lines
+    assert ["head", "2", "45", "train", "2"] in lines
+    assert "10 of 22 parameters are trained: 503 of 1,048 values (48.0%)." in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lora_shows_its_adapters_and_that_the_head_stays(onnxft_command: Command) -> None:
+    options = ["--lora-target", "layers.1.*", "--lora-alpha", "3", "--lora-dropout", "0.1", "--freeze", "layers.1.0.*"]
+    done = onnxft_command("export", f"{MODELS}:adaptable", "--method", "lora:2", *options, "--dry-run")
+    assert done.code == ExitStatus.OK
+    lines = [line.split() for line in done.out.splitlines()]
+    assert ["layers.1.2.weight", "8", "×", "13", "104", "adapter", "of", "rank", "2"] in lines
+    assert ["layers.1", "4", "229", "adapters", "at", "1"] in lines
+    assert "2 of 24 parameters are trained: 42 of 1,090 values (3.9%)." in done.out
+    assert "LoRA of rank 2 at 1 layer, alpha 3, dropout 0.1" in done.out
+    assert "the head (head.weight, head.bias) stays as it is; --method lora,head trains it too" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--method", "last:9"], ExitStatus.MODEL, "last:9 asks for 9 blocks; found are 2 (fc1, fc2)"),
+        (["--method", "loro:8"], ExitStatus.CONFIG, "unknown method 'loro'. Did you mean 'lora'?"),
+        (["--method", "lora:8"], ExitStatus.MODEL, "the LoRA rank 8 is larger than a dimension of 'fc1.weight'"),
+        (["--lora-alpha", "8"], ExitStatus.CONFIG, "lora_alpha belongs to the method lora"),
+        (["--method", "lora:2", "--lora-target", "*.bias"], ExitStatus.MODEL, "matches no linear layer or convolution"),
+        (["--method", "head", "--block", "fc9"], ExitStatus.MODEL, "the block 'fc9' matches no module"),
+    ],
+)
+@pytest.mark.usefixtures("exported_before")
+def test_a_method_that_does_not_fit_is_an_error(
+    onnxft_command: Command, arguments: list[str], code: ExitStatus, words: str
+) -> None:
+    done = onnxft_command("export", MLP, "--out", "a", *arguments)
+    assert (done.code, words in done.err) == (code, True), done.err
 
 
 def test_a_file_gives_values_and_flags_override_them(onnxft_command: Command, tmp_path: Path) -> None:

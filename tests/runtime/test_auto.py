@@ -11,7 +11,9 @@ import pytest
 
 from onnxft.errors import ProviderError
 from onnxft.runtime import auto
+from onnxft.runtime import session as session_module
 from onnxft.runtime.execution import Execution
+from onnxft.runtime.opening import open_engine
 from onnxft.runtime.session import TrainSession
 
 
@@ -76,9 +78,12 @@ def test_trying_leaves_the_parameters_alone(exported: Callable[..., Path], monke
         before = session.parameters
     entries = iter(["cpu", "openvino"])
     candidates(monkeypatch, *entries)
-    opened = TrainSession._open
     monkeypatch.setattr(
-        TrainSession, "_open", lambda self, asked, **settings: opened(self, Execution(threads=1), **settings)
+        session_module,
+        "open_engine",
+        lambda directory, manifest, asked, **settings: open_engine(
+            directory, manifest, Execution(threads=1), **settings
+        ),
     )
     with TrainSession(artifact, "auto") as session:
         after = session.parameters

@@ -182,7 +182,7 @@ class Two(Processes):
     [
         ({"train_batchnorm": ("bn1",)}, r"BatchNorm 'bn1' trains on the statistics of the whole batch"),
         ({"scalar": True}, "computes the loss 'y' itself, as one number for the whole batch"),
-        ({"generator": "ort-training"}, "keeps means of gradients, which cannot be summed"),
+        ({"generator": "ort-training"}, "stay in its worker process, and are not summed over several"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(exported: Any, change: dict[str, Any], reason: str) -> None:

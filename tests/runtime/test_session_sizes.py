@@ -16,7 +16,6 @@ from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import BATCH, GraphFile, Loss, Manifest, Optimizer, Parameter, Port
 from onnxft.runtime import native
 from onnxft.runtime.batches import combined, sizes_of
-from onnxft.runtime.ort_training import OrtTrainingEngine
 from onnxft.runtime.session import TrainSession
 from onnxft.runtime.sessions import open_session
 
@@ -212,8 +211,3 @@ def test_sizes_of_several_dimensions_and_composed_ones() -> None:
     assert sizes_of({}, ports, every) == every[0]
     with pytest.raises(DataError, match="'2\\*width \\+ 1' to 5 or 17"):
         sizes_of({"x": np.zeros((1, 4, 13))}, ports, every)
-
-
-def test_ort_training_takes_one_size(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"plain mean over a batch.*Give one size, or export with the native"):
-        OrtTrainingEngine(tmp_path, manifest("ort-training"), dimensions={"width": (2, 8)})

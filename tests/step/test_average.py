@@ -10,8 +10,9 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import IR_VERSION, OPSET
-from onnxft.step.build import StepGraph, _average_graph
+from onnxft.step.build import _average_graph
 from onnxft.step.select import select
+from onnxft.step.step_graph import StepGraph
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.scale": ()}
 

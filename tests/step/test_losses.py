@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from loss_cases import ROWS, WEIGHTS
 from onnx.reference import ReferenceEvaluator
 
 from onnxft.errors import ModelError
@@ -16,9 +17,6 @@ from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import BATCH, Loss
 from onnxft.step.loss_options import describe_loss
 from onnxft.step.losses import label_type, loss_builder
-
-ROWS = 6
-WEIGHTS = np.array([1.0, 0.5, 0.0, 2.0, 1.5, 0.25], np.float32)
 
 
 def loss_graph(

@@ -12,9 +12,10 @@ from onnxft.graph.builder import add_input, builder
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import Optimizer
-from onnxft.step.build import StepGraph, _update_graph
+from onnxft.step.build import _update_graph
 from onnxft.step.optimizers import describe_optimizer
 from onnxft.step.select import select
+from onnxft.step.step_graph import StepGraph
 from onnxft.step.transforms import _bias_correction
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.scale": ()}
@@ -182,6 +183,25 @@ def test_options_are_checked(kind: str, options: dict[str, float], decay: float 
     with pytest.raises(ConfigError) as err:
         describe_optimizer(kind, options, decay)
     assert words in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        ("adamw", 0.0, "'max_norm' of optimizer 'adamw' is 0.0; it must be finite and above 0"),
+        ("sgd", INF, "'max_norm' of optimizer 'sgd' is inf"),
+        ("sgd", float("nan"), "'max_norm' of optimizer 'sgd' is nan"),
+        ("lion", 1.0, "optimizer 'lion' has no option 'max_norm'"),
+    ],
+)
+def test_a_norm_to_bake_in_is_checked(kind: str, value: float, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        describe_optimizer(kind, {"max_norm": value})
+    assert "max_norm" not in describe_optimizer(kind).options
+
+
+def test_a_norm_to_bake_in_is_an_option_like_others() -> None:
+    assert describe_optimizer("sgd", {"max_norm": 3}).options == {"momentum": 0.0, "nesterov": 0.0, "max_norm": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -13,16 +15,21 @@ import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
+import onnxft
 from onnxft.errors import ModelError
-from onnxft.manifest import GraphRole, HalfPrecision
-from onnxft.step.build import StepGraph, build_step
+from onnxft.manifest import GraphRole, HalfPrecision, Manifest
+from onnxft.runtime.execution import Execution
+from onnxft.runtime.precision import graph_of
+from onnxft.step.build import build_step
 from onnxft.step.precision import _EXACT, _PRODUCTS, LOWERED, lower
+from onnxft.step.step_graph import StepGraph
 
 TYPES: dict[HalfPrecision, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 RESOLUTION: dict[HalfPrecision, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 MODELS = ("mlp", "convnet", "shared_conv", "gru_states", "lstm_long", "twins")
 SHAPES: dict[str, tuple[int, ...]] = {"mlp": (7,), "convnet": (1, 24, 24), "twins": (7,)}
 ROWS = 4
+OF_WHOLE_MODELS = [role for role in LOWERED if role != "trunk"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def element_types(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("precision", TYPES)
-@pytest.mark.parametrize("role", LOWERED)
+@pytest.mark.parametrize("role", OF_WHOLE_MODELS)
 @pytest.mark.parametrize("name", MODELS)
 def test_products_are_half_and_little_else(
     name: str, role: GraphRole, precision: HalfPrecision, built: Callable[[str], dict[GraphRole, StepGraph]]
@@ -83,7 +90,7 @@ def test_products_are_half_and_little_else(
 def test_ports_stay_as_they_are(
     name: str, precision: HalfPrecision, built: Callable[[str], dict[GraphRole, StepGraph]]
 ) -> None:
-    for role in LOWERED:
+    for role in OF_WHOLE_MODELS:
         graph, lowered = built(name)[role], lower(built(name)[role], precision)
         more = ("magnitude",) if (role, precision) == ("gradients", "float16") else ()
         assert lowered.inputs == graph.inputs
@@ -204,3 +211,16 @@ def test_a_graph_without_products_is_refused() -> None:
     model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18}, name="flat"), ir_version=10)
     with pytest.raises(ModelError, match="'flat' has none of Gemm, MatMul in float32, so that bfloat16 would change"):
         lower(StepGraph(model, (), ()), "bfloat16")
+
+
+@pytest.mark.parametrize(("precision", "has_trunk"), [("float16", True), ("bfloat16", False)])
+def test_a_trunk_without_products_of_the_precision_stays_in_float32(
+    precision: HalfPrecision, has_trunk: bool, tmp_path: Path
+) -> None:
+    """Its products are convolutions, which CUDA does not have in bfloat16."""
+    artifact = onnxft.export(*models.digits(), tmp_path / "digits", trainable=["6.*"], precision=[precision])
+    manifest = Manifest.load(artifact)
+    assert set(manifest.half[precision]) == {"gradients", "eval", *(["trunk"] if has_trunk else [])}
+    assert graph_of("trunk", manifest, Execution("cuda", precision)).precision == (
+        precision if has_trunk else "float32"
+    )

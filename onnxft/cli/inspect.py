@@ -27,7 +27,8 @@ def inspect(what: Path) -> None:
 def _artifact(directory: Path) -> None:
     from rich.markup import escape
 
-    from onnxft.cli.render import console, group_text, loss_text, say, size_text, table
+    from onnxft.cli.render import console, group_text, loss_text, say, table
+    from onnxft.memory import size_text
     from onnxft.runtime.artifact import load_artifact, memory_estimate
 
     manifest = load_artifact(directory)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxft.manifest import DEFAULT_GROUP, Loss, Manifest, ParameterGroup
+from onnxft.memory import size_text
 from onnxft.merge import LORA_A
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ def console() -> Console:
 def say(text: str) -> None:
     """One line of plain text."""
     console().print(escape(text))
-
-
-def size_text(size: int) -> str:
-    """A number of bytes in the unit that fits: `512 B`, `1.5 kB`, `98.2 MB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"
 
 
 def loss_text(loss: Loss) -> str:

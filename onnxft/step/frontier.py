@@ -40,7 +40,7 @@ def find_frontier(
     Raises:
         ModelError: a value between the two parts has no rows of its own, so that it cannot be kept row by row.
     """
-    nodes = nodes_of(outputs)
+    nodes = _nodes_of(outputs)
     moving = _after(nodes, trained)
     data = _after(nodes, _graph_inputs(nodes), through=lambda node: node.op_type not in _SHAPES)
     frozen = [v for v in _values(nodes) if v in data and v not in moving]
@@ -139,7 +139,7 @@ def _is_heavy(value: ir.Value) -> bool:
 # ----- the graph -----
 
 
-def nodes_of(outputs: Iterable[ir.Value]) -> list[ir.Node]:
+def _nodes_of(outputs: Iterable[ir.Value]) -> list[ir.Node]:
     """All nodes that the outputs are computed by, in graph order."""
     found: set[ir.Node] = set()
     waiting = [v.producer() for v in outputs]

@@ -23,7 +23,7 @@ from onnxft.data.loading import Loader, RowLoader, read_ahead
 from onnxft.errors import ConfigError, WriteError
 from onnxft.files import sha256
 from onnxft.manifest import Manifest
-from onnxft.memory import physical_memory
+from onnxft.memory import physical_memory, size_text
 from onnxft.runtime.session import TrainSession
 from onnxft.training.feature_store import found, in_memory, on_disk
 from onnxft.training.plan import Plan
@@ -84,7 +84,7 @@ def keep_features(
         if reason or not isinstance(loader, RowLoader):
             return loader
         if id(loader.data) not in kept:
-            kept[id(loader.data)] = _keep(session, plan, loader, directory / FOLDER / part, progress, stop)
+            kept[id(loader.data)] = _keep(session, plan, loader, part, directory, progress, stop)
         rows = kept[id(loader.data)]
         return loader if rows is None else loader.over(rows)
 
@@ -122,10 +122,16 @@ def _refuse(message: str, plan: Plan, progress: Progress) -> None:
 
 
 def _keep(
-    session: TrainSession, plan: Plan, loader: RowLoader, folder: Path, progress: Progress, stop: Callable[[], bool]
+    session: TrainSession,
+    plan: Plan,
+    loader: RowLoader,
+    part: str,
+    directory: Path,
+    progress: Progress,
+    stop: Callable[[], bool],
 ) -> KeptRows | None:
     """Compute and keep the features of all rows; None where they fit nowhere, or the user wishes to stop."""
-    data, key = loader.data, _key(session, plan, loader.data)
+    data, folder, key = loader.data, directory / FOLDER / part, _key(session, plan, part)
     if (before := found(folder, key)) is not None:
         progress.say(f"features of {len(data):,} rows are read from '{folder}'")
         return KeptRows(data, before)
@@ -154,7 +160,7 @@ def _keep(
             progress.end_task()
     progress.say(
         f"features of {len(data):,} rows are kept {'in memory' if where == 'memory' else f'in {folder}'} "
-        f"({_text(size)}); computing them took {time.perf_counter() - started:.1f} s, which each further pass saves"
+        f"({size_text(size)}); computing them took {time.perf_counter() - started:.1f} s, which each further pass saves"
     )
     return KeptRows(data, arrays)
 
@@ -166,15 +172,15 @@ def _choose(plan: Plan, size: int, folder: Path, rows: int, progress: Progress) 
     if mode == "memory" or (mode == "auto" and size <= limit):
         if mode == "memory" and size > limit:
             raise ConfigError(
-                f"the features of {rows:,} rows have {_text(size)}, and cache 'memory' may take {_text(limit)}. Raise "
-                "cache_memory, or use cache 'disk'."
+                f"the features of {rows:,} rows have {size_text(size)}, and cache 'memory' may take "
+                f"{size_text(limit)}. Raise cache_memory, or use cache 'disk'."
             )
         return "memory"
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if size <= free:
         return "disk"
-    problem = f"the features of {rows:,} rows have {_text(size)}, and {_text(free)} are free for '{folder}'"
+    problem = f"the features of {rows:,} rows have {size_text(size)}, and {size_text(free)} are free for '{folder}'"
     if mode == "disk":
         raise WriteError(folder, problem, "Nothing was left there.")
     progress.say(f"features are not kept: {problem}")
@@ -208,17 +214,16 @@ class _StoppedError(Exception):
     """The user wishes to stop."""
 
 
-def _key(session: TrainSession, plan: Plan, data: Dataset) -> str:
-    """Hash of all that features follow from: artifact, data, what is made of it, and what computes them."""
+def _key(session: TrainSession, plan: Plan, part: str) -> str:
+    """Hash of all that features of a part of the data (`train`, `val`) follow from: the artifact, the contents, what is
+    made of them, and what computes.
+    """
     config, placement = plan.config, session.placement
     tokenizer = "" if config.tokenizer is None else sha256(Path(config.tokenizer))
+    contents = plan.origin["val" if part == "val" else "data"]
     parts = [
-        plan.origin["artifact"], data.fingerprint(), config.preprocess, config.input_columns, tokenizer,
+        plan.origin["artifact"], contents, config.preprocess, config.input_columns, tokenizer,
         dict(session.dimensions), placement.obtained, placement.precision, placement.device, placement.options,
         placement.versions,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _text(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

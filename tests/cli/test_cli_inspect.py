@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from onnxft.cli.inspect import inspect
-from onnxft.cli.render import size_text
 from onnxft.errors import ArtifactError, ModelError
 from onnxft.grad.coverage import Coverage, coverage
 from onnxft.grad.registry import without_rule
+from onnxft.memory import size_text
 
 
 def shown(*arguments: object) -> list[str]:

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from onnxft.cli.export import export
 from onnxft.cli.inspect import inspect
-from onnxft.cli.render import size_text
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
+from onnxft.memory import size_text
 from onnxft.ort_training_environment import PYTHON_VARIABLE
 
 MODELS = Path(__file__).parent.parent / "models.py"

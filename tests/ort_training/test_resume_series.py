@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from training_fake_session import StopAfter
 
 from onnxft.training.loop import run
-from onnxft.training.progress import Progress
 
 EPOCHS = 5
 EQUAL = [
@@ -39,18 +39,6 @@ def rows(count: int, seed: int, classes: int) -> dict[str, np.ndarray]:
     return {"x": x, "labels": (x @ np.random.default_rng(9).normal(size=(7, classes))).argmax(axis=1)}
 
 
-class Stop(Progress):
-    """Ctrl-C during the given update."""
-
-    def __init__(self, update: int) -> None:
-        self.update = update
-
-    def step(self, batches: int, rows: int, loss: float, lr: float) -> None:
-        self.update -= 1
-        if self.update == 0:
-            signal.raise_signal(signal.SIGINT)
-
-
 def contents(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in EQUAL}
 
@@ -68,7 +56,7 @@ def test_interrupts_change_nothing(form: str, exported: Callable[..., Path], tmp
         begun = (tmp_path / "stopped").exists()
         ended = run(
             artifact, data, {} if begun else config, val=val, run_dir=tmp_path / "stopped", resume=begun,
-            progress=Stop(rng.randint(1, 9)),
+            progress=StopAfter(rng.randint(1, 9)),
         )  # fmt: skip
         stops, end = stops + (ended.end == "interrupted"), ended.end
     assert stops >= 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from training_fake_session import StopAfter
 
 from onnxft.cli.train import train
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.training.loop import Run, run
-from onnxft.training.progress import Progress
 from onnxft.training.records import read_position
 from onnxft.yaml_file import read_yaml
 
@@ -40,18 +39,6 @@ TRAIN, VAL = rows(150, 0), rows(60, 1)
 """Ten batches of 16 an epoch, the last one short."""
 
 
-class Stop(Progress):
-    """Ctrl-C during the given update."""
-
-    def __init__(self, update: int) -> None:
-        self.update = update
-
-    def step(self, batches: int, rows: int, loss: float, lr: float) -> None:
-        self.update -= 1
-        if self.update == 0:
-            signal.raise_signal(signal.SIGINT)
-
-
 def begin(artifact: Path, directory: Path, **options: Any) -> Run:
     stop = options.pop("stop", None)
     return run(
@@ -60,7 +47,7 @@ def begin(artifact: Path, directory: Path, **options: Any) -> Run:
         {**OPTIONS, **options},
         val=VAL,
         run_dir=directory,
-        progress=None if stop is None else Stop(stop),
+        progress=None if stop is None else StopAfter(stop),
     )
 
 
@@ -69,7 +56,7 @@ def resume(artifact: Path | None, directory: Path, **options: Any) -> Run:
     said = options.pop("said", [])
     return run(
         artifact, TRAIN, options, val=VAL, run_dir=directory, resume=True,
-        progress=None if stop is None else Stop(stop), announce=said.append,
+        progress=None if stop is None else StopAfter(stop), announce=said.append,
     )  # fmt: skip
 
 

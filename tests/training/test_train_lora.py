@@ -8,13 +8,13 @@ import pytest
 from models import adaptable
 from onnx_models import random
 from safetensors.numpy import load_file
+from training_fake_session import StopAfter
 
 import onnxft
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.loop import run
-from onnxft.training.progress import Progress
 from onnxft.yaml_file import read_yaml
 
 OPTIONS = {"epochs": 3, "lr": 3e-2, "threads": 1, "schedule": "cosine", "warmup": 0.1, "seed": 3, "ema": 0.5}
@@ -26,20 +26,6 @@ def rows(count, seed):
     image = random(count, 3, 9, 8, seed=seed)
     image[np.arange(count), :, :, labels] += 1
     return {"image": image, "labels": labels}
-
-
-class Stop(Progress):
-    """Ctrl-C during the given update."""
-
-    def __init__(self, update):
-        self.update = update
-
-    def step(self, batches, rows, loss, lr):
-        self.update -= 1
-        if self.update == 0:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +65,7 @@ def test_a_run_writes_the_adapter_of_its_best_weights(artifact, whole):
 @pytest.mark.parametrize("cache", ["off", "memory", "disk"])
 def test_an_interrupted_and_resumed_run_is_bit_identical(artifact, whole, tmp_path, cache):
     options, directory = {**OPTIONS, "cache": cache}, tmp_path / "run"
-    stopped = run(artifact, rows(40, 0), options, val=rows(15, 1), run_dir=directory, progress=Stop(10))
+    stopped = run(artifact, rows(40, 0), options, val=rows(15, 1), run_dir=directory, progress=StopAfter(10))
     assert stopped.end == "interrupted"
     assert not (directory / "adapter").exists()
     resumed = run(artifact, rows(40, 0), options, val=rows(15, 1), run_dir=directory, resume=True)

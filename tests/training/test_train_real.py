@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from training_fake_session import StopAfter
 
 from onnxft.data.arrays import ArrayDataset
 from onnxft.errors import ConfigError, DataError
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 from onnxft.training.loop import run, train
-from onnxft.training.progress import Progress
 from onnxft.yaml_file import read_yaml
 
 
@@ -30,20 +30,6 @@ def pictures(rows, seed):
 
 
 OPTIONS = {"epochs": 3, "lr": 3e-3, "threads": 1, "schedule": "cosine", "warmup": 0.1, "seed": 3}
-
-
-class Stop(Progress):
-    """Ctrl-C during the given update."""
-
-    def __init__(self, update):
-        self.update = update
-
-    def step(self, batches, rows, loss, lr):
-        self.update -= 1
-        if self.update == 0:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +76,7 @@ def test_the_exported_model_is_the_best_epoch(whole, digits_artifact):
 @pytest.mark.parametrize("update", [4, 10])
 def test_a_resumed_run_equals_one_that_was_never_stopped(whole, digits_artifact, tmp_path, update):
     data, val, directory = pictures(75, 0), pictures(30, 1), tmp_path / "stopped"
-    stopped = run(digits_artifact, data, OPTIONS, val=val, run_dir=directory, progress=Stop(update))
+    stopped = run(digits_artifact, data, OPTIONS, val=val, run_dir=directory, progress=StopAfter(update))
     assert stopped.end == "interrupted"
     resumed = run(digits_artifact, data, val=val, run_dir=directory, resume=True)
     assert resumed.end == "complete"
@@ -153,7 +139,7 @@ def test_with_ema_the_averages_are_evaluated_and_kept(averaged, whole, digits_ar
 @pytest.mark.parametrize("update", [1, 4, 10, 13])
 def test_a_resumed_run_goes_on_with_its_averages(averaged, digits_artifact, tmp_path, update):
     data, val, directory = pictures(75, 0), pictures(30, 1), tmp_path / "stopped"
-    stopped = run(digits_artifact, data, AVERAGED, val=val, run_dir=directory, progress=Stop(update))
+    stopped = run(digits_artifact, data, AVERAGED, val=val, run_dir=directory, progress=StopAfter(update))
     assert stopped.end == "interrupted"
     assert run(digits_artifact, data, val=val, run_dir=directory, resume=True).end == "complete"
     names = [

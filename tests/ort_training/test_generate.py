@@ -280,3 +280,14 @@ def test_ports_of_both_forms(
     asked = onnx.load(tmp_path / "forward.onnx").graph
     assert [v.name for v in asked.output] == [p.name for p in training.outputs]
     assert [v.name for v in asked.input] == [p.name for p in training.inputs]
+
+
+def test_a_file_temp_onnx_of_the_working_directory_is_left_alone(
+    ort_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime-training writes its model under that name, and removes it."""
+    monkeypatch.chdir(tmp_path)
+    Path("temp.onnx").write_text("somebody's own")
+    generate_case(CASES["mlp_sgd"], Path("made"), python=ort_python)
+    assert Path("temp.onnx").read_text() == "somebody's own"
+    assert Manifest.load(Path("made")).parameters

@@ -49,9 +49,11 @@ def run_worker(python: str, model: ir.Model, request: Mapping[str, Any], folder:
         save_inference(model, forward_file)
         full = {**request, "model": str(forward_file), "directory": str(folder.resolve())}
         request_file.write_text(json.dumps(full), encoding="utf-8")
-        # Isolated (-I), so that packages on this environment's PYTHONPATH do not reach the other.
+        # Isolated (-I), so that packages on this environment's PYTHONPATH do not reach the other. In the scratch
+        # directory, because the package puts a `temp.onnx` into the working directory, over anybody's file.
         done = subprocess.run(
-            [python, "-I", worker.__file__, str(request_file), str(answer_file)],
+            [str(Path(python).absolute()), "-I", worker.__file__, str(request_file), str(answer_file)],
+            cwd=scratch,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

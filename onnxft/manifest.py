@@ -99,6 +99,8 @@ class Port:
     distribution: Distribution | None = None
     buffer: str | None = None
     """The running statistic that a buffer is."""
+    in_place: bool = False
+    """Whether an output may be written over the input that it replaces."""
 
 
 @dataclass(frozen=True)

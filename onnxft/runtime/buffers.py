@@ -26,8 +26,10 @@ Device = tuple[str, int]
 """The runtime's name of a memory, and the index of the device."""
 CPU: Device = ("cpu", 0)
 
-Family = Literal["model", "accumulator", "statistic", "average"]
-"""Tensors that a graph writes together: parameters and state; accumulators; running statistics; averages."""
+STATE_SLOTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+Family = Literal["parameter", "state", "accumulator", "statistic", "average"]
+"""Tensors that a graph writes together, all in place or none."""
 
 
 def key_of(port: Port) -> str | None:
@@ -56,8 +58,10 @@ def family(key: str) -> Family:
             return "statistic"
         case "average":
             return "average"
+        case slot if slot in STATE_SLOTS:
+            return "state"
         case _:
-            return "model"
+            return "parameter"
 
 
 def device_of(asked: Execution) -> Device:
@@ -122,7 +126,8 @@ class ValueRunner:
 
 
 class BoundStore:
-    """Binding `bound`: two buffers for each tensor; those of a family change places after a run that wrote it.
+    """Binding `bound`: a second buffer for each tensor that a graph may not write in place; the two of a family change
+    places after a run that wrote it.
 
     Accumulators have a third, constant buffer of zeros that stands for 'nothing accumulated yet'.
     """
@@ -132,7 +137,9 @@ class BoundStore:
         self.device = device
         self._buffers: dict[tuple[str, int], Any] = {}
         self._kinds = {key: (value.shape, value.dtype) for key, value in initial.items()}
-        self.sides: dict[Family, int] = {"model": 0, "accumulator": _ZEROS, "statistic": 0, "average": 0}
+        self.sides: dict[Family, int] = {
+            "parameter": 0, "state": 0, "accumulator": _ZEROS, "statistic": 0, "average": 0,
+        }  # fmt: skip
         """Which buffer of each family is current."""
         for key, value in initial.items():
             if family(key) != "accumulator":
@@ -169,19 +176,19 @@ class BoundRunner:
     the addresses that it met. So its results lie in fixed buffers too, and are read before the next run.
     """
 
-    def __init__(self, opened: OpenSession, graph: GraphFile, store: BoundStore, *, in_place: bool) -> None:
+    def __init__(self, opened: OpenSession, graph: GraphFile, store: BoundStore) -> None:
         """Bind `graph`, open as `opened`, to `store`.
 
-        `in_place` writes each tensor over the one it replaces: only for graphs in which every element
-        of an output depends on no other element of the tensor it replaces (the roles `update` and `average`).
+        A family of tensors is written over what it replaces where the graph says so of each of them.
         """
-        self._opened, self._graph, self._store, self._in_place = opened, graph, store, in_place
+        self._opened, self._graph, self._store = opened, graph, store
         self._bindings: dict[tuple[int, ...], tuple[Any, tuple[Any, ...]]] = {}
         self._results: dict[str, Any] = {}
         self._fed: dict[str, Any] = {}
         self._transient = [p.name for p in graph.outputs if key_of(p) is None]
-        written = {family(key) for p in graph.outputs if (key := key_of(p)) is not None}
-        self._moves = set() if in_place else written
+        written = [(family(key), p.in_place) for p in graph.outputs if (key := key_of(p)) is not None]
+        self._written = {name for name, _ in written}
+        self._moving = {name for name, in_place in written if not in_place}
 
     def run(self, feeds: Arrays) -> dict[str, Any]:
         """Run once; see `Runner`."""
@@ -200,8 +207,8 @@ class BoundRunner:
                 binding.bind_output(name)  # anew, so that a result not yet read is not overwritten
         self._opened.session.run_with_iobinding(binding, *options)
         results = dict(zip(self._names(), binding.get_outputs(), strict=True))
-        for moved in self._moves:
-            store.sides[moved] = _other(store.sides[moved])
+        for name in self._written:
+            store.sides[name] = self._target(name)
         if self._opened.captures:
             return {name: _ort_value(results[name].numpy()) for name in self._transient}
         return {name: results[name] for name in self._transient}
@@ -215,7 +222,7 @@ class BoundRunner:
         for port in self._graph.outputs:
             key = key_of(port)
             if key is not None:
-                binding.bind_ortvalue_output(port.name, store.buffer(key, self._target(key)))
+                binding.bind_ortvalue_output(port.name, store.buffer(key, self._target(family(key))))
         if self._opened.captures:
             for name in self._transient:
                 binding.bind_ortvalue_output(name, self._result(name))
@@ -229,10 +236,10 @@ class BoundRunner:
             self._results[name] = _ort_value(np.zeros(shape, dtype), self._store.device)
         return self._results[name]
 
-    def _target(self, key: str) -> int:
-        """The side that a run writes."""
-        side = self._store.sides[family(key)]
-        return side if self._in_place else _other(side)
+    def _target(self, name: Family) -> int:
+        """The side of a family that a run writes; the zeros of accumulators stay."""
+        side = self._store.sides[name]
+        return _other(side) if name in self._moving or side == _ZEROS else side
 
     def _names(self) -> list[str]:
         # Outputs come in the order they were bound: those of the store first.

@@ -51,7 +51,7 @@ class NativeEngine:
     ) -> None:
         """Read the initial parameters; graphs are opened when first needed, the training graph now.
 
-        Each size of a dimension is a session of the runtime for each role. They take turns, so they share an arena.
+        Each role is a session of the runtime for each size of a dimension. They take turns, so they share an arena.
 
         Raises:
             ProviderError: the provider is absent or does not run the graphs.
@@ -295,8 +295,7 @@ class NativeEngine:
             opened, graph = self._open(role, sizes), self._graph(role)
             graph = on_averages(graph) if averages else graph
             self._runners[place] = (
-                # `update` and `average` are element by element in what they replace, so they may write in place.
-                BoundRunner(opened, graph, self._store, in_place=role in ("update", "average"))
+                BoundRunner(opened, graph, self._store)
                 if isinstance(self._store, BoundStore)
                 else ValueRunner(opened, graph, self._store)
             )
@@ -338,7 +337,7 @@ class NativeEngine:
             self._directory / graph.file,
             execution_of(role, self._asked),
             dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
-            shared_arena=len(self.sizes) > 1,
+            shared_arena=True,
         )
 
     def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:

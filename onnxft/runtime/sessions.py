@@ -188,6 +188,8 @@ def _choose(
 def _session_options(threads: int | None, dimensions: Mapping[str, int]) -> Any:
     so = runtime().SessionOptions()
     so.log_severity_level = 3  # warnings of the runtime speak of its internals; what matters is checked here
+    # With it the second run takes one block for all activations, beside what the first run took for them.
+    so.enable_mem_pattern = False
     if threads is not None:
         so.intra_op_num_threads = threads
     if (prefix := _profile.get()) is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from onnxft.graph.builder import Op, add_input, builder
 from onnxft.graph.forward import Forward
 from onnxft.graph.shapes import dims
 from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Loss, Port, Role
+from onnxft.step.in_place import may_overwrite
 from onnxft.step.losses import LossTerms, label_type, loss_builder
 from onnxft.step.randomness import randomness_to_inputs
 from onnxft.step.select import Selection
@@ -139,7 +140,23 @@ class StepGraphBuilder:
         read = {v.name for v in graph.inputs if v.uses() or v.is_graph_output()}
         for value in [v for v in graph.inputs if v.name not in read]:
             graph.inputs.remove(value)
-        return StepGraph(self.model, tuple(p for p in self.inputs if p.name in read), tuple(self.outputs))
+        inputs = tuple(p for p in self.inputs if p.name in read)
+        return StepGraph(self.model, inputs, self._marked(inputs))
+
+    def _marked(self, inputs: Sequence[Port]) -> tuple[Port, ...]:
+        """The outputs, each with whether it may be written over the input that it replaces."""
+        ports = {(_replaced(p.role), p.parameter, p.buffer, p.slot): p.name for p in inputs}
+        olds = {v.name: v for v in self.model.graph.inputs}
+        marked = []
+        for p, new in zip(self.outputs, self.model.graph.outputs, strict=True):
+            old = olds.get(ports.get((p.role, p.parameter, p.buffer, p.slot)))
+            marked.append(replace(p, in_place=old is not None and may_overwrite(old, new)))
+        return tuple(marked)
+
+
+def _replaced(role: Role) -> Role:
+    """The role of the output that takes the place of an input of this role."""
+    return "gradient" if role == "accumulator" else role
 
 
 def port(

@@ -97,7 +97,7 @@ def test_both_ways_of_binding_are_the_same(exported: Callable[..., Path], monkey
             return {**content(session.averages), **content(scores.outputs), "loss": np.array(scores.loss).tobytes()}
 
     bound = run(BoundStore, BoundRunner)
-    assert bound == run(ValueStore, lambda opened, graph, store, in_place: ValueRunner(opened, graph, store))
+    assert bound == run(ValueStore, ValueRunner)
 
 
 def test_evaluation_and_export_see_the_averages(exported: Callable[..., Path], tmp_path: Path) -> None:

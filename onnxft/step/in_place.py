@@ -1,0 +1,35 @@
+"""Which results of a graph may be written over what they replace, so that no second buffer is needed."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity")
+
+
+def may_overwrite(old: ir.Value, new: ir.Value) -> bool:
+    """Whether `new` may be written where `old`, an input of the graph, lies.
+
+    So it is where each reader of `old` works element by element, and is done by then whatever the order in which a
+    runtime executes: it writes `new`, or `new` depends on it.
+    """
+    writer = new.producer()
+    readers = [use.node for use in old.uses()]
+    return not old.is_graph_output() and all(
+        reader.op_type in _ELEMENTWISE
+        and reader.outputs[0].shape == old.shape
+        and (reader is writer or _leads_to(reader, writer))
+        for reader in readers
+    )
+
+
+def _leads_to(node: ir.Node, goal: ir.Node | None) -> bool:
+    """Whether `goal` depends on a node."""
+    seen, ahead = {node}, [node]
+    while ahead:
+        for user in {use.node for value in ahead.pop().outputs for use in value.uses()} - seen:
+            if user is goal:
+                return True
+            seen.add(user)
+            ahead.append(user)
+    return False

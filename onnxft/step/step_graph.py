@@ -17,6 +17,7 @@ from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Loss, Port, Role
 from onnxft.step.in_place import may_overwrite
 from onnxft.step.losses import LossTerms, label_type, loss_builder
 from onnxft.step.randomness import randomness_to_inputs
+from onnxft.step.scalars import raise_scalars
 from onnxft.step.select import Selection
 from onnxft.step.shared_weights import separate_shared_weights
 
@@ -134,6 +135,7 @@ class StepGraphBuilder:
     def finish(self) -> StepGraph:
         """Drop what nothing reads, inputs included."""
         graph = self.model.graph
+        raise_scalars(self.op)
         common.RemoveUnusedNodesPass()(self.model)
         common.TopologicalSortPass()(self.model)
         common.ClearMetadataAndDocStringPass()(self.model)

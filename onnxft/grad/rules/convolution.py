@@ -43,7 +43,12 @@ def conv_transpose(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     if any(-v.end >= v.stride for v in over):
         raise GradientError(f"ConvTranspose '{node.name}' has no rule for output_padding as large as its stride")
     own, around = apart(op, w, over, group)
+    # As of a square matrix, see `_on_the_way_back` in products.py: OpenVINO takes the two uses of the weight for one.
+    is_square = group == 1 and static_dims(w)[0] == static_dims(w)[1]
+    is_mistaken = is_square and ir.convenience.get_const_tensor(w) is not None
+    own = op.Neg(own) if is_mistaken else own
     dx = op.Conv(dy, own, group=group, pads=pads(around), **steps(around))
+    dx = op.Neg(dx) if is_mistaken else dx
     return dx, convolution_weight(op, dy, x, w, over, group), *_bias(op, dy, b)
 
 

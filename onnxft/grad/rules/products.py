@@ -28,7 +28,8 @@ def matmul(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
         a = op.Unsqueeze(a, [0])
     if len(dims(b)) == 2:
         rows_a, rows_dy = _rows(op, a), _rows(op, dy)
-        da = reshape_like(op, op.Gemm(rows_dy, b, transB=1), a)
+        own, sign = _on_the_way_back(op, b)
+        da = reshape_like(op, op.Gemm(rows_dy, own, alpha=sign, transB=1), a)
         db = op.Gemm(rows_a, rows_dy, transA=1)
     else:
         da = op.MatMul(dy, swap_last_two(op, b))
@@ -49,10 +50,11 @@ def gemm(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     a, b, *c = node.inputs
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     trans_a, trans_b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
+    own, sign = _on_the_way_back(op, b)
     if trans_a:
-        da = op.Gemm(b, dy, alpha=alpha, transA=trans_b, transB=1)
+        da = op.Gemm(own, dy, alpha=sign * alpha, transA=trans_b, transB=1)
     else:
-        da = op.Gemm(dy, b, alpha=alpha, transB=1 - trans_b)
+        da = op.Gemm(dy, own, alpha=sign * alpha, transB=1 - trans_b)
     if trans_b:
         db = op.Gemm(dy, a, alpha=alpha, transA=1, transB=trans_a)
     else:
@@ -60,6 +62,25 @@ def gemm(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     if not c:
         return da, db
     return da, db, None if c[0] is None else dy if beta == 1.0 else op.Mul(dy, beta)
+
+
+def _on_the_way_back(op: Op, b: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """(b, 1), or (-b, -1), a constant of its own with the same product, where the matrix b is square and frozen.
+
+    OpenVINO (2025.4) takes one square constant that two products read, one of them transposed, for the same to both.
+    It folds a Transpose into the product, but not a Neg, which is exact.
+    """
+    if b is None or len(dims(b)) != 2 or dims(b)[0] != dims(b)[1] or not _is_frozen(b):
+        return b, 1.0
+    return op.Neg(b), -1.0
+
+
+def _is_frozen(x: ir.Value) -> bool:
+    """Whether x is made of constants alone."""
+    node = x.producer()
+    if node is None:
+        return x.is_initializer() and not x.is_graph_input()
+    return all(_is_frozen(v) for v in node.inputs if v is not None)
 
 
 def _rows(op: Op, x: ir.Value) -> ir.Value:

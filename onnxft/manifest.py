@@ -291,6 +291,8 @@ class Manifest:
     such a graph cannot be repeated, or resumed exactly."""
     half: dict[HalfPrecision, dict[GraphRole, GraphFile]] = field(default_factory=dict)
     """Graphs that multiply in a lower precision, in the place of those of `graphs` with the same role."""
+    work_from_features: StepWork | None = None
+    """Of a step on kept features, so without the trunk; None where there is no trunk, or it was not counted."""
 
     def graph(self, role: GraphRole, precision: Precision = "float32") -> GraphFile:
         """The graph of a role; ArtifactError if the artifact has none."""

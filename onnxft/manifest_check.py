@@ -117,11 +117,10 @@ def _loss_problems(loss: Loss) -> Iterator[str]:
 
 
 def _work_problems(manifest: Manifest) -> Iterator[str]:
-    if manifest.work is None:
-        return
-    for name, part in msgspec.to_builtins(manifest.work).items():
-        if min(part.values()) < 0:
-            yield f"the work of '{name}' is {part['flops']} operations and {part['bytes']} bytes: less than none"
+    for work in filter(None, (manifest.work, manifest.work_from_features)):
+        for name, part in msgspec.to_builtins(work).items():
+            if min(part.values()) < 0:
+                yield f"the work of '{name}' is {part['flops']} operations and {part['bytes']} bytes: less than none"
 
 
 def _texts(value: object) -> Iterator[str]:

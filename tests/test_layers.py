@@ -33,7 +33,11 @@ ARROWS = {
 BUILD_HALF = {"graph", "grad", "step", "generators", "exporters"}
 PACKAGES = {
     # package: where it may be imported, as parts or as files
-    "torch": {"exporters", "benchmark/torch_baseline.py", "benchmark/torch_model.py", "benchmark/torch_probe.py"},
+    "torch": {
+        "exporters",
+        *(f"benchmark/torch_{name}.py" for name in ("adapters", "baseline", "model", "probe")),
+    },
+    "peft": {"benchmark/torch_adapters.py"},
     "onnxruntime": {"runtime", "generators/ort_training/worker.py"},
     "click": {"cli"},
     "mpi4py": {"runtime/mpi.py"},

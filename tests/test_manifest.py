@@ -71,6 +71,7 @@ FULL = Manifest(
     files={"train.onnx": "0", "infer.onnx": "1"},
     versions={"onnx": "1.2"},
     work=StepWork(Amount(9, 8), Amount(7, 6), Amount(5, 4)),
+    work_from_features=StepWork(Amount(4, 3), Amount(2, 1), Amount(5, 4)),
 )
 
 
@@ -92,11 +93,11 @@ def test_what_is_derived() -> None:
 
 def test_a_manifest_of_before_still_reads() -> None:
     values = json.loads(FULL.to_json())
-    del values["parameter_groups"], values["work"]
+    del values["parameter_groups"], values["work"], values["work_from_features"]
     values["loss"] = {"kind": "cross_entropy", "output": "output", "num_classes": 5}
     old = Manifest.from_json(json.dumps(values).encode())
     assert old.loss == Loss("cross_entropy", "output", 5)
-    assert old.work is None
+    assert (old.work, old.work_from_features) == (None, None)
     assert old.parameter_group("head") == ParameterGroup("head", 1.0, None)
 
 
@@ -161,6 +162,10 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         ),
         (lambda m: m["parameters"].append(m["parameters"][0]), "a parameter is listed twice"),
         (lambda m: m["work"]["forward"].update(flops=-1), "the work of 'forward' is -1 operations and 8 bytes"),
+        (
+            lambda m: m["work_from_features"]["data_gradients"].update(bytes=-2),
+            "the work of 'data_gradients' is 2 operations and -2 bytes",
+        ),
         (lambda m: m["work"]["data_gradients"].update(bytes=0.5), "at `$.work.data_gradients.bytes`"),
         (lambda m: m.update(parameters=[], graphs={}), "no parameter is trained"),
         (lambda m: m["parameters"].pop(), "'u.lora_A' [2, 4] is no factor of an adapter of [4, 5]"),

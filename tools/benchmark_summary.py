@@ -1,113 +1,24 @@
-"""The summary of the benchmark tasks: what each side takes, and whether the targets are met.
-
-A step meets its target within max(better of torch and torch-compile / ratio, 1.4 x floor), in the same precision and
-run. Its memory meets the target with at most a half of torch's in float32, with 0.65 where all is trained.
-"""
+"""The summary of the benchmark tasks: what each side takes, and whether the targets of `benchmark_targets` are met."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
-from onnxft.benchmark.report import Report, Row
+from benchmark_targets import OVER_FLOOR, RATIOS, Result, Trained, results
+
+from onnxft.benchmark.exchange import KeptFeatures
+from onnxft.benchmark.report import Report
+from onnxft.benchmark.units import digits, scientific
 from onnxft.errors import DataError
 
-Trained = Literal["head", "last blocks", "full"]
-RATIOS: dict[Trained, dict[str, float]] = {
-    "head": {"float32": 4, "bfloat16": 6},
-    "last blocks": {"float32": 2, "bfloat16": 2},
-    "full": {"float32": 1.25, "bfloat16": 1.25},
-}
-"""{what is trained: {precision: how many times as fast as torch}}"""
-MEMORY: dict[Trained, float] = {"head": 0.5, "last blocks": 0.5, "full": 0.65}
-"""{what is trained: the most memory, as a part of torch's}"""
-ORT_TRAINING = "ort-training"
-ORT_TRAINING_RATIO = 2.0
-OVER_FLOOR = 1.4
 Runs = dict[str, list[Report]]
 """{task: its reports}"""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One side in one run; None where something is missing to say it."""
-
-    side: str
-    precision: str
-    is_provider: bool
-    seconds: float
-    """Median step."""
-    ratio: float | None
-    """To the better of torch and torch-compile, in the same precision."""
-    target: float | None
-    """Seconds that a step may take."""
-    memory: int | None
-    memory_ratio: float | None
-    """To torch in float32."""
-    distance: float | None
-    """From the floor."""
-    ort_training: bool | None
-    """Whether the target against onnxruntime-training is met."""
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether the step is fast enough."""
-        return None if self.target is None else self.seconds <= self.target
-
-
-def target_seconds(part: Trained, precision: str, torch: Iterable[float], floor: float | None) -> float | None:
-    """max(better of torch / ratio, 1.4 floor); None where no torch ran, or the precision has no target."""
-    better, ratio = min(torch, default=None), RATIOS[part].get(precision)
-    return None if better is None or ratio is None else max(better / ratio, OVER_FLOOR * (floor or 0.0))
-
-
-def results(report: Report, part: Trained) -> list[Result]:
-    """The sides of one run that ran."""
-    ran = {row.side.name: row for row in report.rows if row.summary is not None}
-    return [_result(name, row, ran, part) for name, row in ran.items()]
-
-
-def _result(name: str, row: Row, ran: Mapping[str, Row], part: Trained) -> Result:
-    precision = _precision(row)
-    seconds, floor = _seconds(row), row.floor.seconds if row.floor else None
-    same = [
-        _seconds(r) for n, r in ran.items()
-        if n.partition(":")[0] in ("torch", "torch-compile") and _precision(r) == precision
-    ]  # fmt: skip
-    memory, torch_memory = _memory(row), _memory(ran["torch"]) if "torch" in ran else None
-    is_provider = row.side.kind == "provider"
-    peer = ran.get(ORT_TRAINING) if is_provider and precision == "float32" else None
-    return Result(
-        name,
-        precision,
-        is_provider,
-        seconds,
-        min(same) / seconds if same else None,
-        target_seconds(part, precision, same, floor) if is_provider else None,
-        memory,
-        memory / torch_memory if memory and torch_memory else None,
-        row.floor.distance if row.floor else None,
-        None if peer is None else seconds <= max(_seconds(peer) / ORT_TRAINING_RATIO, OVER_FLOOR * (floor or 0.0)),
-    )
-
-
-def _precision(row: Row) -> str:
-    return row.measurement.precision if row.measurement is not None else "float32"
-
-
-def _seconds(row: Row) -> float:
-    assert row.summary is not None
-    return row.summary.p50
-
-
-def _memory(row: Row) -> int | None:
-    return row.measurement.peak_rss_bytes if row.measurement is not None else None
-
-
-# ----- reading and writing -----
+COLUMNS = (
+    "Task", "Side", "Precision", "p50 (ms)", "Ratio", "Floor (ms)", "x floor", "Target (ms)", "Met", "Peak (MB)",
+    "Of torch's", "Memory met", "2 x ort-training", "max Δ gradient",
+)  # fmt: skip
 
 
 def read(folder: Path, tasks: Iterable[str]) -> Runs:
@@ -118,20 +29,22 @@ def read(folder: Path, tasks: Iterable[str]) -> Runs:
     return {task: [Report.from_json(file.read_bytes()) for file in files] for task, files in found.items() if files}
 
 
-def summary(runs: Runs, parts: Mapping[str, Trained], left_out: Mapping[str, str]) -> str:
-    """The Markdown document: medians over the runs, and how many runs met a target."""
+def summary(runs: Runs, parts: Mapping[str, Trained]) -> str:
+    """The Markdown document: medians and spreads over the runs, and how many runs met a target."""
     reports = [report for task in runs.values() for report in task]
     device = reports[0].device
     lines = [
         "# Benchmark tasks",
         "",
         f"{device.cpu}, {device.threads} threads, onnxft {reports[0].onnxft}, {reports[0].started} and later.",
-        "Medians over the runs. The ratio is to the better of torch and torch-compile in the same precision and run.",
-        f"A target is max(better of torch / ratio, {OVER_FLOOR} x floor); met in how many of the runs.",
+        "Medians over the runs, with the least and the greatest. The ratio is to the better of torch and",
+        "torch-compile in the same precision (bfloat16 of torch is autocast) and the same run. A target is max(better",
+        f"of torch / wanted ratio, {OVER_FLOOR} x floor), and met in so many of the runs. A floor is that of the step",
+        "that the side makes. Memory is the peak of the process, compared with that of torch in float32, not compiled.",
+        "A side with wrong gradients meets no target.",
         "",
-        "| Task | Side | Step (ms) | Ratio | Memory (MB) | Of torch's | x floor | Target (ms) | Met "
-        "| Memory met | 2 x ort-training |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|---|---|---|{'---:|' * (len(COLUMNS) - 3)}",
     ]
     for task, of_task in runs.items():
         lines += _rows(task, parts[task], of_task)
@@ -144,14 +57,17 @@ def summary(runs: Runs, parts: Mapping[str, Trained], left_out: Mapping[str, str
     ]
     for task, of_task in runs.items():
         lines += _best(task, parts[task], of_task)
-    lines += ["", *(f"Left out: {task}, since {reason}." for task, reason in left_out.items())]
-    lines += ["Not measured: steps with the frozen part cached, and recomputation.", ""]
+    if kept := [line for task, of_task in runs.items() for line in _features(task, parts[task], of_task)]:
+        lines += ["", "## Kept features", "", "| Task | Side | Computing, once (ms a row) | Keeping (bytes a row) |"]
+        lines += ["|---|---|---:|---:|", *kept]
+    lines += ["", "Not measured: recomputation.", ""]
     return "\n".join(lines)
 
 
 def _rows(task: str, part: Trained, reports: Sequence[Report]) -> list[str]:
     """One row for each side, with the reason where it never ran."""
-    found: dict[str, list[Result]] = {row.side.name: [] for report in reports for row in report.rows}
+    sides = {row.side.name: row.side for report in reports for row in report.rows}
+    found: dict[str, list[Result]] = {side: [] for side in sides}
     reasons = {row.side.name: row.reason for report in reports for row in report.rows if row.reason is not None}
     for report in reports:
         for result in results(report, part):
@@ -159,22 +75,24 @@ def _rows(task: str, part: Trained, reports: Sequence[Report]) -> list[str]:
     lines = []
     for side, own in found.items():
         failed = f" ({len(reports) - len(own)} failed: {_cell(reasons[side])})" if side in reasons else ""
-        lines.append(f"| {task} | {side}{failed} | {' | '.join(_numbers(own, part))} |")
+        precision = own[0].precision if own else sides[side].precision
+        lines.append(f"| {task} | {side}{failed} | {precision} | {' | '.join(_numbers(own, part))} |")
     return lines
 
 
 def _numbers(own: Sequence[Result], part: Trained) -> list[str]:
-    small = [r.memory_ratio <= MEMORY[part] for r in own if r.is_provider and r.memory_ratio is not None]
     return [
-        _middle([1e3 * r.seconds for r in own], ".1f"),
-        _middle([r.ratio for r in own], ".2f"),
-        _middle([r.memory and r.memory / 1e6 for r in own], ".0f"),
-        _middle([r.memory_ratio for r in own], ".2f"),
-        _middle([r.distance for r in own], ".2f"),
-        _middle([r.target and 1e3 * r.target for r in own], ".1f"),
+        _spread([1e3 * r.seconds for r in own]),
+        _spread([r.ratio for r in own]),
+        _middle([r.floor and 1e3 * r.floor for r in own]),
+        _middle([r.floor and r.seconds / r.floor for r in own]),
+        _middle([r.target and 1e3 * r.target for r in own]),
         _share([r.is_met for r in own]),
-        _share(small),
+        _middle([r.memory and r.memory / 1e6 for r in own]),
+        _middle([r.memory_ratio for r in own]),
+        _share([r.is_small(part) for r in own]),
         _share([r.ort_training for r in own]),
+        _worst(own),
     ]
 
 
@@ -188,15 +106,43 @@ def _best(task: str, part: Trained, reports: Sequence[Report]) -> list[str]:
             if r.precision == precision:
                 of_side.setdefault(r.side, []).append(r)
         side = min(of_side, key=lambda name: median(r.seconds for r in of_side[name]))
-        ratio, wanted = _middle([r.ratio for r in of_side[side]], ".2f"), RATIOS[part].get(precision)
+        ratio, wanted = _spread([r.ratio for r in of_side[side]]), RATIOS[part].get(precision)
         met = _share([r.is_met for r in of_side[side]])
         lines.append(f"| {task} | {precision} | {side} | {ratio} | {wanted or '-'} | {met} |")
     return lines
 
 
-def _middle(values: Iterable[float | None], form: str) -> str:
+def _features(task: str, part: Trained, reports: Sequence[Report]) -> list[str]:
+    """What they take on every side that trains on them."""
+    of_side: dict[str, list[KeptFeatures]] = {}
+    for report in reports:
+        for r in results(report, part):
+            if r.features is not None:
+                of_side.setdefault(r.side, []).append(r.features)
+    return [
+        f"| {task} | {side} | {_spread([1e3 * f.seconds for f in own])} | {own[0].bytes:,} |"
+        for side, own in of_side.items()
+    ]
+
+
+def _middle(values: Iterable[float | None]) -> str:
+    """Their median."""
     known = [v for v in values if v is not None]
-    return format(median(known), form) if known else "-"
+    return digits(median(known)) if known else "-"
+
+
+def _spread(values: Iterable[float | None]) -> str:
+    """Their median, with the least and the greatest of several."""
+    known = [v for v in values if v is not None]
+    around = f" ({digits(min(known))} to {digits(max(known))})" if len(known) > 1 else ""
+    return f"{_middle(known)}{around}"
+
+
+def _worst(own: Sequence[Result]) -> str:
+    """The largest difference of a gradient, called wrong where it is more than rounding."""
+    known = [r.difference for r in own if r.difference is not None]
+    wrong = "" if all(r.is_right for r in own) else "**wrong** "
+    return f"{wrong}{scientific(max(known))}" if known else "-"
 
 
 def _share(values: Iterable[bool | None]) -> str:

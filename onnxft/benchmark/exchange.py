@@ -52,6 +52,16 @@ class Peaks:
 
 
 @dataclass(frozen=True)
+class KeptFeatures:
+    """What features take before the first step on them, of each row."""
+
+    seconds: float
+    """Computing them, once."""
+    bytes: int
+    """Keeping them."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What one side measured; times in seconds, raw."""
 
@@ -81,6 +91,8 @@ class Measurement:
     operators: tuple[OperatorTime, ...] = ()
     """The longest first; empty where no profile was made."""
     peaks: Peaks | None = None
+    features: KeptFeatures | None = None
+    """Of a side that trains on them."""
     gradients_error: str | None = None
     """Why there is nothing to compare."""
 

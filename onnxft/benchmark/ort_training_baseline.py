@@ -7,7 +7,9 @@ environment that has onnxruntime-training.
 from __future__ import annotations
 
 import glob
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onnxft.benchmark.config import ORT_TRAINING
 from onnxft.benchmark.exchange import Request
@@ -37,13 +39,16 @@ def generate(request: Request, directory: Path) -> None:
             "groups with their own. Benchmark without it, or export without groups."
         )
     model = TorchModel(str(request.config.source), manifest)
-    select_trainables(model.module, manifest)
+    # Adapters are added to the exported graph, as they were to that of the artifact.
+    own = replace(manifest, parameters=tuple(p for p in manifest.parameters if p.origin == "model"))
+    select_trainables(model.module, own)
     load_initial_values(model.module, manifest, artifact)
     examples = model.inputs(tensors(manifest, request.batch_size, request.config.seed))
     planned = api.plan(
         model.module,
         examples,
-        trainable=[glob.escape(p.name) for p in manifest.parameters],
+        trainable=[glob.escape(p.name) for p in own.parameters],
+        **_lora(manifest),
         train_batchnorm=sorted({glob.escape(b.layer) for b in manifest.buffers}),
         loss=manifest.loss.kind,
         loss_output=manifest.loss.output,
@@ -61,11 +66,24 @@ def generate(request: Request, directory: Path) -> None:
     check_same_work(made, manifest)
 
 
+def _lora(manifest: Manifest) -> dict[str, Any]:
+    """The options of an export that add the artifact's adapters: those of one method are of one kind."""
+    for a, _ in manifest.adapters.values():
+        assert a.merge is not None
+        return {
+            "method": f"lora:{a.shape[0]}",
+            "lora_targets": [glob.escape(target) for target in manifest.adapters],
+            "lora_alpha": a.merge.alpha,
+            "lora_dropout": a.merge.dropout,
+        }
+    return {}
+
+
 def check_same_work(made: Manifest, manifest: Manifest) -> None:
     """ModelError where two artifacts train different parameters, or by another loss or optimizer."""
-    shapes, wanted = ({p.name: p.shape for p in m.parameters} for m in (made, manifest))
+    trained, wanted = ({p.name: (p.shape, p.merge) for p in m.parameters} for m in (made, manifest))
     for what, same in (
-        (f"parameters ({', '.join(sorted({*shapes} ^ {*wanted})) or 'of other shapes'})", shapes == wanted),
+        (f"parameters ({', '.join(sorted({*trained} ^ {*wanted})) or 'of other shapes'})", trained == wanted),
         ("loss", made.loss == manifest.loss),
         ("optimizer", made.optimizer == manifest.optimizer),
     ):

@@ -8,12 +8,12 @@ from onnxft.benchmark.report import Report, Row
 
 def step_word(report: Report) -> str:
     """What one measured time belongs to."""
-    return "step" if report.config.scenario == "train" else "batch"
+    return "step" if report.config.trains else "batch"
 
 
 def compared_word(report: Report) -> str:
     """What is compared of every side besides the loss: a gradient of each parameter, or each output."""
-    return "gradient" if report.config.scenario == "train" else "output"
+    return "gradient" if report.config.trains else "output"
 
 
 def points(report: Report) -> dict[Point, tuple[Row, ...]]:

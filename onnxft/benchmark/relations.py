@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from onnxft.benchmark.config import Point, Scenario
+from onnxft.benchmark.config import Point
 from onnxft.benchmark.numerics import RANDOM, Numerics, compare
 from onnxft.benchmark.report import Row
 from onnxft.benchmark.statistics import Ratio, repeated_ratio, speed_ratio
@@ -31,7 +31,7 @@ def _ratio(row: Row, reference: Row | None) -> Ratio | None:
     return speed_ratio(row.summary, reference.summary)
 
 
-def with_numerics(rows: list[Row], files: Files, *, scenario: Scenario, random: bool) -> list[Row]:
+def with_numerics(rows: list[Row], files: Files, *, trains: bool, random: bool) -> list[Row]:
     """Each row compared with the first in float32 that ran at its point, never with a baseline where masks differ."""
     found = []
     for row in rows:
@@ -39,11 +39,11 @@ def with_numerics(rows: list[Row], files: Files, *, scenario: Scenario, random: 
         fit = [r for r in there if not (random and r.side.kind == "baseline")]
         # Against a side in half precision every other would seem wrong.
         reference = min(fit, key=lambda r: r.side.precision != "float32", default=None)
-        found.append(replace(row, numerics=_numerics(row, reference, files, scenario=scenario, random=random)))
+        found.append(replace(row, numerics=_numerics(row, reference, files, trains=trains, random=random)))
     return found
 
 
-def _numerics(row: Row, reference: Row | None, files: Files, *, scenario: Scenario, random: bool) -> Numerics | None:
+def _numerics(row: Row, reference: Row | None, files: Files, *, trains: bool, random: bool) -> Numerics | None:
     if row.measurement is None or row is reference:
         return None
     name = reference.side.name if reference else None
@@ -60,5 +60,5 @@ def _numerics(row: Row, reference: Row | None, files: Files, *, scenario: Scenar
         reference.measurement.loss,
         load_file(files[ref, row.point]),
         ref,
-        "gradient" if scenario == "train" else "output",
+        "gradient" if trains else "output",
     )

@@ -80,9 +80,9 @@ def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, k
             for row, entry in zip(rows, entries, strict=True)
             if row.measurement is not None and row.measurement.gradients_error is None
         }
-        random = config.scenario == "train" and draws_random_numbers(manifest)
-        rows = with_numerics(with_ratios(rows, reference), files, scenario=config.scenario, random=random)
-        rows = with_floors(rows, manifest, inference=config.scenario == "inference")
+        random = config.trains and draws_random_numbers(manifest)
+        rows = with_numerics(with_ratios(rows, reference), files, trains=config.trains, random=random)
+        rows = with_floors(rows, manifest, config)
     return Report(
         work=_work(artifact, manifest, config, points[0].batch_size),
         config=config,
@@ -170,7 +170,7 @@ def _keep(log: Path | None, entry: _Entry, keep_logs: Path | None) -> str | None
 
 
 def _work(artifact: Path, manifest: Manifest, config: BenchConfig, batch_size: int) -> Work:
-    least = work_of(manifest, batch_size, inference=config.scenario == "inference")
+    least = work_of(manifest, batch_size, config.scenario)
     precisions = [manifest.graphs[role].precision for role in TRAIN_ROLES if role in manifest.graphs]
     return Work(
         artifact=str(artifact),

@@ -12,6 +12,7 @@ from onnxft.benchmark.points import points, step_word
 from onnxft.benchmark.report import Report, Row
 from onnxft.benchmark.statistics import Ratio, Summary, speed_ratio
 from onnxft.benchmark.units import format_ratio, format_seconds
+from onnxft.memory import size_text
 
 _NAMES_SHOWN = 3
 
@@ -28,12 +29,16 @@ def header(report: Report) -> tuple[str, str]:
     """The work, and the machine."""
     w, d, at = report.work, report.device, points(report)
     total = _count(w.num_trainable + w.num_frozen)
-    trained = (f"{_count(w.num_trainable)} of {total} parameters", w.optimizer)
+    trained = (
+        *(["training on kept features"] if report.config.scenario == "cached" else []),
+        f"{_count(w.num_trainable)} of {total} parameters",
+        w.optimizer,
+    )
     batches = {p.batch_size for p in at} or {w.batch_size}
     work = [
         w.artifact,
         w.generator,
-        *(trained if report.config.scenario == "train" else ("inference", f"{total} parameters")),
+        *(trained if report.config.trains else ("inference", f"{total} parameters")),
         f"batch {_listed(batches)}",
         *([f"{w.flops / 1e9:.3g} GFLOP"] if w.flops is not None and len(batches) == 1 else []),
     ]
@@ -65,10 +70,10 @@ def verdict(report: Report) -> str:
 
 
 def notes(report: Report) -> tuple[Note, ...]:
-    """Why sides failed, which nodes fell back, and what could not be compared; equal lines as one."""
+    """Why sides failed, what is not obvious of those that ran, and what could not be compared; equal lines as one."""
     found: dict[Note, dict[str, list[Point]]] = {}
     for row in report.rows:
-        for note in _notes(row):
+        for note in _notes(row, report.config.scenario_of(row.side) != report.config.scenario):
             found.setdefault(note, {}).setdefault(row.side.name, []).append(row.point)
     number = len(points(report))
     lines = []
@@ -111,10 +116,15 @@ def _times(ratio: Ratio) -> str:
     return f"{format_ratio(ratio)} times"
 
 
-def _notes(row: Row) -> list[Note]:
+def _notes(row: Row, trains_from_inputs: bool) -> list[Note]:
     if row.reason is not None:
         return [Note(f"{row.reason}{f' (log: {row.log})' if row.log else ''}", failed=True)]
     found, m = [], row.measurement
+    if trains_from_inputs:
+        found.append(Note("keeps no features: each step trains from the inputs"))
+    if m is not None and m.features is not None:
+        once, size = format_seconds(m.features.seconds), size_text(m.features.bytes)
+        found.append(Note(f"features take {once} a row, once, and {size} a row to keep"))
     if m is not None and m.provider_obtained != m.provider_requested:
         found.append(Note(f"'{m.provider_requested}' was asked for, {m.provider_obtained} runs"))
     if m is not None:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from onnxft.benchmark.config import Scenario
-from onnxft.benchmark.exchange import Measurement, Request
+from onnxft.benchmark.exchange import KeptFeatures, Measurement, Request
 from onnxft.benchmark.gpu_memory import gpu_bytes
 from onnxft.benchmark.peaks import measure_peaks, session_peaks
 from onnxft.benchmark.profile import session_operators
 from onnxft.benchmark.scenario import measure
-from onnxft.errors import OnnxftError
+from onnxft.errors import ConfigError, OnnxftError
 from onnxft.manifest import GraphRole
 from onnxft.runtime.engine import Array, Arrays, Placement
 from onnxft.runtime.execution import Execution
@@ -24,19 +25,28 @@ from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 from onnxft.runtime.sessions import OpenSession, open_session
 
+FEATURE_CALLS = 5
+"""Calls that are timed, after the first, which opens the trunk."""
+
 
 def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     """Measure the side; the measurement, and {parameter: gradient} or {output: array} at the initial parameters.
 
     An inference is a prediction of the session that trains: it holds the training graph too, and its evaluation graph
-    is opened by the first step.
+    is opened by the first step. A step on kept features is made by the session that computed them, as in a run: the
+    trunk stays open and counts in the memory.
+
+    ConfigError where the scenario needs features and the artifact has none.
     """
     start = time.perf_counter()
     session = _open(request)
     build_seconds = time.perf_counter() - start
-    batch = random_batch(session.manifest, request.batch_size, request.config.seed)
-    trains = request.config.scenario == "train"
+    batch: Arrays = random_batch(session.manifest, request.batch_size, request.config.seed)
+    scenario, trains = request.config.scenario_of(request.side), request.config.trains
     inputs = {port.name: batch[port.name] for port in session.manifest.inputs}
+    kept = None
+    if scenario == "cached":
+        batch, kept = keep_features(session, batch)
 
     def train() -> float:
         return session.step(batch, lr=request.config.lr).loss
@@ -56,7 +66,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     gradients_error = None
     if trains:
         arrays, gradients_error = _initial_gradients(request, batch)
-    nodes, fallback = step_nodes(placement, request.config.scenario)
+    nodes, fallback = step_nodes(placement, scenario)
     measurement = Measurement(
         provider_requested=placement.requested,
         provider_obtained=placement.obtained,
@@ -73,6 +83,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         precision=placement.precision,
         fallback=fallback,
         peak_gpu_bytes=gpu,
+        features=kept,
         gradients_error=gradients_error,
         # After the steps and the reading of the memory, so that they disturb neither.
         peaks=measure_peaks(lambda: session_peaks(partial(_open_model, asked), request.threads)),
@@ -83,8 +94,30 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     return measurement, arrays
 
 
+def keep_features(
+    session: TrainSession, batch: Arrays, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, Array], KeptFeatures]:
+    """The batch with features in the place of the inputs, and what they take; ConfigError where there is no trunk."""
+    manifest = session.manifest
+    if not manifest.features:
+        why = manifest.whole or "nothing that is frozen and multiplies lies before all that is trained."
+        raise ConfigError(
+            f"the artifact '{manifest.name}' has no features to keep: {why} Measure it with the scenario 'train'."
+        )
+    inputs = {port.name: batch[port.name] for port in manifest.inputs}
+    features = session.features(inputs)
+    times: list[float] = []
+    for _ in range(FEATURE_CALLS):
+        start = clock()
+        session.features(inputs)
+        times.append(clock() - start)
+    rows = len(next(iter(features.values())))
+    kept = KeptFeatures(median(times) / rows, sum(array.nbytes for array in features.values()) // rows)
+    return {**features, **{name: array for name, array in batch.items() if name not in inputs}}, kept
+
+
 def _step_of(request: Request, batch: Arrays, inputs: Arrays) -> Callable[[TrainSession], object]:
-    if request.config.scenario == "train":
+    if request.config.trains:
         return lambda session: session.step(batch, lr=request.config.lr).loss
     return lambda session: session.predict(inputs)
 
@@ -106,6 +139,7 @@ def step_nodes(placement: Placement, scenario: Scenario) -> tuple[dict[str, int]
 # Below float32 a step runs `gradients` and `update` instead of `train`.
 _STEP_ROLES: dict[Scenario, tuple[GraphRole, ...]] = {
     "train": ("trunk", "train", "gradients", "update"),
+    "cached": ("train", "gradients", "update"),
     "inference": ("trunk", "eval"),
 }
 

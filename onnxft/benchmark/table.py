@@ -96,6 +96,8 @@ def detail_table(report: Report) -> Table:
             ),
             _Field(Column("build"), _measured("build_seconds"), format_seconds),
             _Field(Column("floor"), lambda row: row.floor and row.floor.seconds, format_seconds),
+            _Field(Column("features", "once a row"), _kept("seconds"), format_seconds),
+            _Field(Column("kept", "bytes a row"), _kept("bytes"), "{:,}".format),
             _Field(Column("runs on", words=True), _measured("provider_obtained")),
             _Field(Column("precision", words=True), _measured("precision")),
             _Field(Column("nodes", words=True), lambda row: row.measurement and _nodes(row.measurement)),
@@ -180,6 +182,10 @@ def _summary(name: str) -> Callable[[Row], Any]:
 
 def _measured(name: str) -> Callable[[Row], Any]:
     return lambda row: getattr(row.measurement, name, None)
+
+
+def _kept(name: str) -> Callable[[Row], Any]:
+    return lambda row: getattr(row.measurement and row.measurement.features, name, None)
 
 
 def _numerics(name: str) -> Callable[[Row], Any]:

@@ -15,6 +15,7 @@ from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.gpu_memory import gpu_bytes
 from onnxft.benchmark.peaks import measure_peaks
 from onnxft.benchmark.scenario import Times, measure
+from onnxft.benchmark.torch_adapters import add_adapters
 from onnxft.benchmark.torch_model import (
     Tensors,
     TorchModel,
@@ -40,7 +41,8 @@ NVIDIA = ("cuda", "tensorrt", "nv-tensorrt-rtx")
 def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     """Measure torch; the measurement, and {parameter: gradient} or {output: array} at the initial parameters.
 
-    ModelError where the source is not the model that was exported, or torch cannot compile it.
+    ModelError where the source is not the model that was exported, or torch cannot compile it; ProviderError where the
+    artifact has adapters and peft is missing.
     """
     torch.set_num_threads(request.threads)
     device = choose_device(request.config)
@@ -48,7 +50,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         # As the runtime's CUDA provider is set: no TF32, and the fastest algorithm of each convolution searched once.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-    side = _Training(request, device) if request.config.scenario == "train" else _Inference(request, device)
+    side = _Training(request, device) if request.config.trains else _Inference(request, device)
     with _explained():
         times = measure(side.step, request.config)
     peak, gpu = peak_resident_bytes(), gpu_bytes()
@@ -94,6 +96,7 @@ class _Side:
         self.batch = tensors(self.manifest, request.batch_size, request.config.seed)
         start = time.perf_counter()
         self.model = TorchModel(str(request.config.source), self.manifest)
+        add_adapters(self.model.module, self.manifest)
         self.model.module.to(device)
         self.build()
         self.build_seconds = time.perf_counter() - start

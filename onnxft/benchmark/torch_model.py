@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812 - the name that every reader of PyTorch code knows
 
+from onnxft.benchmark.torch_adapters import named_tensors
 from onnxft.errors import ArtifactError, ModelError
 from onnxft.manifest import FROZEN_FILE, LABELS, PARAMETERS_FILE, Loss, Manifest
 from onnxft.runtime.random_batch import random_batch
@@ -69,13 +70,8 @@ def tensors(manifest: Manifest, batch_size: int, seed: int) -> dict[str, torch.T
 
 def select_trainables(module: torch.nn.Module, manifest: Manifest) -> dict[str, torch.nn.Parameter]:
     """Set `requires_grad` as the artifact has it; {name: parameter} of the trained. ModelError for a foreign name."""
-    named = dict(module.named_parameters(remove_duplicate=False))
+    named = {n: t for n, t in named_tensors(module, manifest).items() if isinstance(t, torch.nn.Parameter)}
     module.requires_grad_(False)
-    if manifest.adapters:
-        raise ModelError(
-            f"the artifact trains adapters ('{next(iter(manifest.adapters))}.lora_A'), which its source has not. "
-            "Benchmark it without a baseline."
-        )
     for parameter in manifest.parameters:
         if parameter.name not in named or tuple(named[parameter.name].shape) != parameter.shape:
             found = f"shape {tuple(named[parameter.name].shape)}" if parameter.name in named else "no such parameter"
@@ -109,7 +105,7 @@ def load_initial_values(module: torch.nn.Module, manifest: Manifest, artifact: P
     values = _trained_values(manifest, artifact)
     if FROZEN_FILE in manifest.files:
         values |= load_file(artifact / FROZEN_FILE)
-    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    own = named_tensors(module, manifest)
     with torch.no_grad():
         for name, value in values.items():
             # The frozen file also holds constants of the graph, which no module has.

@@ -23,7 +23,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="What to compare with: torch, torch-compile (both :bfloat16 too), ort-training; repeatable.",
 )  # fmt: skip
 @click.option("--source", metavar="SOURCE", help="Model of the baselines: module:factory or file.py:factory.")
-@click.option("--scenario", type=click.Choice(["train", "inference"]), help="What a step is [train].")
+@click.option(
+    "--scenario", type=click.Choice(["train", "cached", "inference"]),
+    help="What a step is; cached: training on features of the frozen part, computed once [train].",
+)  # fmt: skip
 @click.option(
     "--batch-size", type=Sizes(), metavar="N,...", help="Rows of a batch; several are swept [the artifact's]."
 )
@@ -82,7 +85,7 @@ def bench(
     if html_file is not None:
         write_atomically(html_file, html.render(report).encode())
     report.check()
-    if report.fastest_provider is not None and config.scenario == "train":
+    if report.fastest_provider is not None and config.trains:
         name, _, precision = report.fastest_provider.partition(":")
         flag = f" --precision {precision}" if precision else ""
         click.echo(f"Next: onnxft train {artifact} --data DATA --provider {name}{flag}")

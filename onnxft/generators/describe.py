@@ -42,6 +42,7 @@ def describe(
     ranges: Mapping[str, ByteRange],
     versions: Mapping[str, str] | None = None,
     half: dict[HalfPrecision, dict[GraphRole, GraphFile]] | None = None,
+    rest: Forward | None = None,
     whole: str = "",
     runtime_random: tuple[str, ...] = (),
 ) -> Manifest:
@@ -59,6 +60,7 @@ def describe(
         ranges: {parameter or buffer: its bytes in the inference model}.
         versions: of further packages.
         half: the files of graphs in lower precisions.
+        rest: the model from the features on, where it is divided.
         whole: why the model is not divided.
         runtime_random: operators whose numbers the runtime draws.
 
@@ -94,6 +96,7 @@ def describe(
         whole=whole,
         runtime_random=runtime_random,
         work=step_work(forward, selection, loss, batch_size),
+        work_from_features=None if rest is None else step_work(rest, selection, loss, batch_size),
     )
     manifest.check()
     write_atomically(folder / FILE_NAME, manifest.to_json())

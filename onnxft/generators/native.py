@@ -76,7 +76,8 @@ def generate(
         return describe(
             folder, forward, selection, loss, optimizer,
             generator="native", batch_size=batch_size, graphs=graphs, ranges=ranges,
-            half=half, whole="" if isinstance(divided, Cut) else divided,
+            half=half, rest=divided.rest if isinstance(divided, Cut) else None,
+            whole="" if isinstance(divided, Cut) else divided,
         )  # fmt: skip
 
 

@@ -99,3 +99,18 @@ def test_a_file_cannot_name_code(tmp_path: Path, text: str, words: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_config_file(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "of_provider", "of_baseline", "trains"),
+    [
+        ("train", "train", "train", True),
+        ("cached", "cached", "train", True),  # a baseline keeps no features
+        ("inference", "inference", "inference", False),
+    ],
+)
+def test_each_side_has_its_scenario(scenario: Any, of_provider: str, of_baseline: str, trains: bool) -> None:
+    config = BenchConfig(providers=("cpu",), baselines=("torch",), source="m:f", scenario=scenario)
+    baseline, provider = config.sides
+    assert (config.scenario_of(provider), config.scenario_of(baseline)) == (of_provider, of_baseline)
+    assert config.trains is trains

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from onnxft.benchmark import peaks
-from onnxft.benchmark.config import Side
+from onnxft.benchmark.config import BenchConfig, Scenario, Side
 from onnxft.benchmark.exchange import Measurement, Peaks
 from onnxft.benchmark.floor import floor_seconds, with_floors, work_of
 from onnxft.benchmark.report import Row
@@ -21,6 +22,7 @@ from onnxft.runtime.sessions import OpenSession, open_session
 
 REACHED = Peaks(flops=300, bandwidth=45)
 WORK = StepWork(Amount(600, 60), Amount(200, 20), Amount(100, 10))
+TRAINED = StepWork(Amount(150, 15), Amount(200, 20), Amount(100, 10))
 MEASURED = Measurement("p", "p", {}, None, {}, 1.0, 1.0, (), (2.0, 4.0, 9.0), None, 0.5)
 
 
@@ -142,27 +144,31 @@ def test_the_floor_is_operations_at_the_peak_and_bytes_at_the_bandwidth(
     assert floor_seconds(work, REACHED, precision) == pytest.approx(expected)
 
 
-def row(batch_size: int = 6, peaks: Peaks | None = REACHED) -> Row:
+def row(batch_size: int = 6, peaks: Peaks | None = REACHED, kind: Literal["provider", "baseline"] = "provider") -> Row:
     measured = replace(MEASURED, peaks=peaks)
-    return Row(Side("p", "provider"), None, None, measured, summarize(measured.step_seconds, 6), batch_size=batch_size)
+    return Row(Side("p", kind), None, None, measured, summarize(measured.step_seconds, 6), batch_size=batch_size)
 
 
 @pytest.mark.parametrize(
-    ("made", "inference", "seconds"),
+    ("made", "scenario", "seconds"),
     [
-        (row(), False, 900 / 300 + 90 / 45),
-        (row(batch_size=18), False, 15.0),
-        (row(), True, 600 / 300 + 60 / 45),
-        (row(peaks=None), False, None),
-        (Row(Side("p", "provider"), "it crashed"), False, None),
+        (row(), "train", 900 / 300 + 90 / 45),
+        (row(batch_size=18), "train", 15.0),
+        (row(), "inference", 600 / 300 + 60 / 45),
+        (row(), "cached", 450 / 300 + 45 / 45),
+        (row(batch_size=18), "cached", 7.5),
+        # a baseline does the whole work
+        (row(kind="baseline"), "cached", 900 / 300 + 90 / 45),
+        (row(peaks=None), "train", None),
+        (Row(Side("p", "provider"), "it crashed"), "train", None),
     ],
 )
 def test_a_row_has_its_floor_and_its_distance(
-    made: Row, inference: bool, seconds: float | None, fake_manifest: Callable[..., Manifest]
+    made: Row, scenario: Scenario, seconds: float | None, fake_manifest: Callable[..., Manifest]
 ) -> None:
-    manifest = replace(fake_manifest(), work=WORK)
+    manifest = replace(fake_manifest(), work=WORK, work_from_features=TRAINED)
     assert manifest.batch_size == 6
-    (found,) = with_floors([made], manifest, inference=inference)
+    (found,) = with_floors([made], manifest, BenchConfig(scenario=scenario))
     if seconds is None:
         assert found.floor is None
     else:
@@ -172,6 +178,10 @@ def test_a_row_has_its_floor_and_its_distance(
 
 
 def test_without_work_there_is_no_floor(fake_manifest: Callable[..., Manifest]) -> None:
-    assert with_floors([row()], fake_manifest())[0].floor is None
-    assert work_of(fake_manifest(), 6) is None
-    assert work_of(replace(fake_manifest(), work=WORK), 12) == Amount(1800, 180)
+    assert with_floors([row()], fake_manifest(), BenchConfig())[0].floor is None
+    whole = replace(fake_manifest(), work=WORK)
+    assert with_floors([row()], whole, BenchConfig(scenario="cached"))[0].floor is None
+    assert work_of(fake_manifest(), 6, "train") is None
+    assert work_of(whole, 6, "cached") is None
+    assert work_of(whole, 12, "train") == Amount(1800, 180)
+    assert work_of(replace(whole, work_from_features=TRAINED), 12, "cached") == Amount(900, 90)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import onnxft
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
@@ -78,3 +79,41 @@ def test_a_provider_that_is_not_there_has_its_reason(report: Report) -> None:
     assert row.reason is not None
     assert "is not available" in row.reason
     assert "directml" in row.reason
+
+
+def test_steps_on_kept_features_are_compared_with_whole_ones_of_torch(tmp_path: Path, digits_source: str) -> None:
+    artifact = onnxft.export(
+        digits_source, directory=tmp_path / "head", input_names=["image"], trainable=["6.*"], batch_size=6
+    )
+    config = BenchConfig(
+        baselines=("torch",), source=digits_source, scenario="cached", threads=1, min_steps=2, min_seconds=0
+    )
+    report = bench(artifact, config)
+    torch, cpu = report.rows
+    manifest = Manifest.load(artifact)
+    assert manifest.work is not None
+    assert manifest.work_from_features is not None
+    assert torch.measurement is not None
+    assert torch.measurement.features is None
+    m = cpu.measurement
+    assert m is not None
+    assert m.features is not None
+    assert m.features.bytes == 4 * 8 * 5 * 5
+    assert m.features.seconds > 0
+    assert cpu.numerics is not None
+    assert cpu.numerics.gradient_difference is not None
+    assert cpu.numerics.gradient_difference < 1e-4
+    assert report.work.flops == manifest.work_from_features.flops
+    for row, work in ((torch, manifest.work), (cpu, manifest.work_from_features)):
+        assert row.floor is not None
+        assert row.measurement is not None
+        assert row.measurement.peaks is not None
+        peaks = row.measurement.peaks
+        assert row.floor.seconds == pytest.approx(work.flops / peaks.flops + work.bytes / peaks.bandwidth)
+
+
+def test_an_artifact_without_features_fails_with_the_reason(digits_artifact: Path) -> None:
+    (row,) = bench(digits_artifact, BenchConfig(scenario="cached", threads=1, min_steps=2, min_seconds=0)).rows
+    assert row.reason is not None
+    assert "ConfigError: the artifact 'digits' has no features to keep" in row.reason
+    assert "scenario 'train'" in row.reason

@@ -14,6 +14,7 @@ from reports import (
     REASON,
     REPORTS,
     all_failed,
+    cached,
     inference,
     named,
     one_failed,
@@ -139,6 +140,7 @@ def test_header() -> None:
     work, machine = header(sweep())
     assert "batch 8, 16, 32" in work and "GFLOP" not in work and "1, 2 of 4 CPUs" in machine
     assert "· inference · 22.6M parameters ·" in header(inference())[0]
+    assert "· training on kept features · 1,000 of 22.6M parameters · adamw ·" in header(cached())[0]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,7 @@ def test_header() -> None:
          r"torch-compile is fastest: .*, 1.04 ± 0.04 times the speed of torch, but torch lies within the spread\."),
         (report([row("openvino"), replace(row("cpu"), ratio=Ratio(0.73, 0.03))], "openvino"),
          r"openvino is fastest: .*, 1.37 ± 0.06 times the speed of cpu\."),
+        (cached(), r"openvino:bfloat16 is fastest: 11.2 ms a step on average, .* times the speed of torch\."),
         (inference(), "openvino:bfloat16 is fastest: 11.2 ms a batch on average, .*"),
         (all_failed(), r"Every side failed\."),
         (sweep(), r"openvino:bfloat16 is fastest at 6 of 6 points \(2.26 times the speed of torch\)\."),
@@ -174,6 +177,22 @@ def test_notes_give_reasons_and_equal_ones_once() -> None:
         "cpu: 'auto' was asked for, cpu runs",
         "cpu: not compared: the model draws random numbers",
     ]
+
+
+def test_kept_features_have_their_price_and_a_baseline_without_them_says_so() -> None:
+    assert [n.text for n in notes(cached())] == [
+        "torch: keeps no features: each step trains from the inputs",
+        "cpu, openvino:bfloat16: features take 1.25 ms a row, once, and 98.3 kB a row to keep",
+        "openvino:bfloat16: 4 nodes fell back to cpu: gather_0, gather_1, gather_2 and 1 more",
+    ]
+    cell = cells(detail_table(cached()))
+    assert (cell["cpu"]["features once a row"], cell["cpu"]["kept bytes a row"]) == ("1.25 ms", "98,304")
+    assert cell["torch"]["features once a row"] == "-"
+    assert not any("features" in n.text for n in notes(one_failed()))
+    for text in (printed(cached()), cached().to_markdown(), html(cached())):
+        assert "training on kept features" in text
+        assert "98.3 kB a row to keep" in " ".join(text.split())
+        assert "keeps no features" in " ".join(text.split())
 
 
 @every_report

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxft.manifest import Amount, StepWork
+from onnxft.manifest import Amount, Manifest, StepWork
 from onnxft.step.work import work_between
 
 B = 4
@@ -120,9 +121,35 @@ def test_what_is_not_counted_is_none(text: str, reason: str) -> None:
 
 
 def test_an_artifact_has_the_work_of_its_batch(exported: object) -> None:
-    from onnxft.manifest import Manifest
-
     manifest = Manifest.load(exported("mlp", batch_size=6))  # type: ignore[operator]
+    assert manifest.work_from_features is None  # all is trained, so nothing is cut off
     assert manifest.work is not None
     # 7 -> 11 -> 6 -> 5, all trained: the first layer has no data gradient
     assert manifest.work.flops == 2 * 6 * (3 * (77 + 66 + 30) - 77)
+
+
+@pytest.mark.parametrize(
+    ("trained", "whole", "from_features"),
+    [
+        # 7 -> 11 -> 6 -> 5: the head alone has a weight gradient and nothing before it a data gradient
+        (["fc3.*"], 77 + 66 + 2 * 30, 2 * 30),
+        # of the second layer a weight gradient too, of the third also the one that goes through it
+        (["fc2.*", "fc3.*"], 77 + 2 * 66 + 3 * 30, 2 * 66 + 3 * 30),
+    ],
+)
+def test_the_work_from_features_on_is_that_of_the_trained_part(
+    trained: list[str], whole: int, from_features: int, tmp_path: Path
+) -> None:
+    import models
+
+    import onnxft
+
+    module, inputs = models.mlp()
+    artifact = onnxft.export(module, inputs, directory=tmp_path / "a", trainable=trained, batch_size=6)
+    manifest = Manifest.load(artifact)
+    assert manifest.features
+    assert manifest.work is not None
+    assert manifest.work.flops == 2 * 6 * whole
+    assert manifest.work_from_features is not None
+    assert manifest.work_from_features.flops == 2 * 6 * from_features
+    assert manifest.work_from_features.bytes < manifest.work.bytes

@@ -190,6 +190,9 @@ def _session_options(threads: int | None, dimensions: Mapping[str, int]) -> Any:
     so.log_severity_level = 3  # warnings of the runtime speak of its internals; what matters is checked here
     # With it the second run takes one block for all activations, beside what the first run took for them.
     so.enable_mem_pattern = False
+    # The threads of one session would go on waiting actively while those of the next, or the reading of data, need the
+    # processor: with trunk and rest in turn, a step took half as long again.
+    so.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         so.intra_op_num_threads = threads
     if (prefix := _profile.get()) is not None:

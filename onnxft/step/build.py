@@ -12,6 +12,7 @@ from onnxft.graph.forward import Forward
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import GraphRole, Loss, Optimizer
 from onnxft.step.batch_norm import decompose, use_batch_statistics
+from onnxft.step.depthwise import multiply_depthwise
 from onnxft.step.losses import LossTerms
 from onnxft.step.optimizers import optimizer_transform
 from onnxft.step.select import Selection
@@ -36,6 +37,7 @@ def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Op
     found = backward(train.op, terms.loss_sum, list(xs.values()))
     gradients = {name: found[x] for name, x in xs.items()}
     decompose(train.op)
+    multiply_depthwise(train.op)
     return {
         "gradients": _gradients_graph(train, terms, gradients, buffers),
         "update": _update_graph(forward, selection, optimizer),

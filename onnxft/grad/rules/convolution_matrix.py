@@ -1,4 +1,4 @@
-"""Depthwise convolution over few positions as a product with a matrix for each channel: both of its gradients.
+"""Depthwise convolution over few positions as a product with a matrix for each channel, and both of its gradients.
 
 y[n, c, o] = sum over t of x[n, c, t] * T[c, o, t]  with  T[c, o, t] = sum over i of w[c, i] * placement[i, o, t]
 where placement[i, o, t] is 1 if tap i of the window at o reads position t, and otherwise 0.
@@ -29,11 +29,17 @@ def fits_matrix(shape: Sequence[int], over: Sequence[Window], group: int) -> boo
     return depthwise and math.prod(v.outputs for v in over) <= MOST_OUTPUTS_PER_TAP * math.prod(shape[2:])
 
 
+def by_matrix(op: Op, x: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
+    """y = x T^T, channel by channel: (C, N, I) (C, I, O) -> (C, N, O)"""
+    matrix, (_, size) = _matrix(op, w, over, group)
+    y = op.MatMul(_channels_first(op, x, size), swap_last_two(op, matrix))
+    return reshape(op, op.Transpose(y, perm=[1, 0, 2]), [dims(x)[0], group, *[v.outputs for v in over]])
+
+
 def data_by_matrix(op: Op, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
     """dx = dy T, channel by channel: (C, N, O) (C, O, I) -> (C, N, I)"""
-    placed, (taps, outputs, size) = placement(op, w, over)
-    matrix = op.MatMul(reshape(op, w, [group, taps]), reshape(op, placed, [taps, outputs * size]))
-    dx = op.MatMul(_channels_first(op, dy, outputs), reshape(op, matrix, [group, outputs, size]))
+    matrix, (outputs, _) = _matrix(op, w, over, group)
+    dx = op.MatMul(_channels_first(op, dy, outputs), matrix)
     return reshape(op, op.Transpose(dx, perm=[1, 0, 2]), [dims(dy)[0], group, *[v.size for v in over]])
 
 
@@ -43,6 +49,13 @@ def weight_by_matrix(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Seque
     matrix = op.MatMul(swap_last_two(op, _channels_first(op, dy, outputs)), _channels_first(op, x, size))
     flat = reshape(op, matrix, [group, outputs * size])
     return reshape(op, op.Gemm(flat, reshape(op, placed, [taps, outputs * size]), transB=1), dims(w))
+
+
+def _matrix(op: Op, w: ir.Value, over: Sequence[Window], group: int) -> tuple[ir.Value, tuple[int, int]]:
+    """T (C, O, I), and O and I"""
+    placed, (taps, outputs, size) = placement(op, w, over)
+    matrix = op.MatMul(reshape(op, w, [group, taps]), reshape(op, placed, [taps, outputs * size]))
+    return reshape(op, matrix, [group, outputs, size]), (outputs, size)
 
 
 def placement(op: Op, like: ir.Value, over: Sequence[Window]) -> tuple[ir.Value, tuple[int, int, int]]:

@@ -22,7 +22,10 @@ CONSOLE = Console(highlight=False)
 
 
 def arguments(description: str, *, methods: bool = False) -> dict[str, Any]:
-    """What the command line asks for: seeds, provider, precision, generator, and with `methods` the method or None."""
+    """What the command line asks for: seeds, provider, precision, generator.
+
+    With `methods` also the method, or None, and how frozen weights are stored.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("seeds", type=int, nargs="?", default=1, help="how often to train, each with a seed of its own")
     parser.add_argument("provider", nargs="?", default="cpu", help="see `onnxft doctor`")
@@ -33,6 +36,10 @@ def arguments(description: str, *, methods: bool = False) -> dict[str, Any]:
     )  # fmt: skip
     if methods:
         parser.add_argument("--method", help="what is trained, as `onnxft export --method` takes it: lora:8,head")
+        parser.add_argument(
+            "--frozen-precision", choices=("float32", "float16", "bfloat16", "int8"), default="float32",
+            help="in which the weights that are not trained are stored",
+        )  # fmt: skip
     return vars(parser.parse_args())
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxft.benchmark.report import Report
     from onnxft.data.open import Data
     from onnxft.graph.forward import Forward
+    from onnxft.step.frozen.store import Stored
     from onnxft.step.methods.blocks import Blocks
     from onnxft.step.select import Selection
     from onnxft.training.config import TrainConfig
@@ -56,6 +57,7 @@ class Plan:
         standalone: bool = False,
         additional_outputs: Sequence[str] = (),
         precision: Sequence[str] = (),
+        frozen_precision: str = "float32",
     ) -> Manifest:
         """Generate the graphs and write the artifact; see `export`."""
         if batch_size < 1:
@@ -69,14 +71,20 @@ class Plan:
                 raise ConfigError(f"there are no half-precision graphs in '{name}'.{also}")
         if precision and generator != "native":
             raise ConfigError(f"precision is for the generator 'native'; '{generator}' computes in float32.")
+        if frozen_precision != "float32" and generator != "native":
+            raise ConfigError(
+                f"frozen weights in '{frozen_precision}' are for the generator 'native'; '{generator}' reads them in "
+                "float32. Leave --frozen-precision out."
+            )
         check_replaceable(Path(directory), FILE_NAME)
         if generator == "native":
             self._refuse_for_native(python, standalone, additional_outputs)
             from onnxft.generators import native
 
+            stored = self._store_frozen(frozen_precision)
             return native.generate(
                 self.forward, self.selection, self.loss, self.optimizer, Path(directory), batch_size=batch_size,
-                precisions=[p for p in known if p in precision],
+                precisions=[p for p in known if p in precision], stored=stored,
             )  # fmt: skip
         from onnxft.generators.ort_training.generate import generate
 
@@ -84,6 +92,17 @@ class Plan:
             self.forward, self.selection, self.loss, self.optimizer, Path(directory),
             batch_size=batch_size, python=python, standalone=standalone, additional_outputs=additional_outputs,
         )  # fmt: skip
+
+    def _store_frozen(self, precision: str) -> Stored | None:
+        """The model with its frozen weights in fewer bytes, and how far that is from float32; None: as it is."""
+        from onnxft.exporters.compare_stored import output_error
+        from onnxft.step.frozen.store import check_precision, store_frozen
+
+        checked = check_precision(precision)
+        if checked == "float32":
+            return None
+        stored = store_frozen(self.forward, self.selection, checked)
+        return replace(stored, weights=replace(stored.weights, outputs=output_error(self.forward, stored.forward)))
 
     def _refuse_for_native(self, python: str | None, standalone: bool, additional_outputs: Sequence[str]) -> None:
         if python is not None:
@@ -233,6 +252,7 @@ def export(
     standalone: bool = False,
     additional_outputs: Sequence[str] = (),
     precision: Sequence[str] = (),
+    frozen_precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
 ) -> Path:
     """Export a model as a training artifact.
 
@@ -285,6 +305,9 @@ def export(
             of values inside it.
         precision: `bfloat16`, `float16` or both: graphs that multiply so, for providers that need them typed (CUDA,
             TensorRT), beside those in float32.
+        frozen_precision: in which the weights of frozen linear layers, convolutions and embeddings are stored; `int8`
+            has a scale for each output channel, of an embedding for each row. They are multiplied in float32, as is all
+            that is trained; the manifest tells how far weights and outputs are from those in float32.
 
     Returns:
         The artifact directory, ready for `TrainSession`.
@@ -309,6 +332,7 @@ def export(
     made.write(
         place, batch_size=made.forward.example_rows if batch_size is None else batch_size, generator=generator,
         python=python, standalone=standalone, additional_outputs=additional_outputs, precision=precision,
+        frozen_precision=frozen_precision,
     )  # fmt: skip
     return place
 

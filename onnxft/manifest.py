@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from onnxft.errors import ArtifactError
+from onnxft.frozen_weights import FrozenWeights
 from onnxft.merge import LORA_A, LORA_B, Merge
 
 SCHEMA_VERSION = 1
@@ -293,6 +294,8 @@ class Manifest:
     """Graphs that multiply in a lower precision, in the place of those of `graphs` with the same role."""
     work_from_features: StepWork | None = None
     """Of a step on kept features, so without the trunk; None where there is no trunk, or it was not counted."""
+    frozen_weights: FrozenWeights | None = None
+    """How frozen weights are stored in fewer bytes; None: in float32, as all else."""
 
     def graph(self, role: GraphRole, precision: Precision = "float32") -> GraphFile:
         """The graph of a role; ArtifactError if the artifact has none."""

@@ -26,6 +26,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
             yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
     yield from _loss_problems(manifest.loss)
     yield from _work_problems(manifest)
+    yield from _frozen_problems(manifest)
     names = {p.name for p in manifest.parameters}
     if len(names) != len(manifest.parameters):
         yield "a parameter is listed twice"
@@ -121,6 +122,19 @@ def _work_problems(manifest: Manifest) -> Iterator[str]:
         for name, part in msgspec.to_builtins(work).items():
             if min(part.values()) < 0:
                 yield f"the work of '{name}' is {part['flops']} operations and {part['bytes']} bytes: less than none"
+
+
+def _frozen_problems(manifest: Manifest) -> Iterator[str]:
+    frozen = manifest.frozen_weights
+    if frozen is None:
+        return
+    if frozen.precision == "float32" or frozen.stored < 1 or not 0 < frozen.bytes < frozen.float32_bytes:
+        yield (
+            f"{frozen.stored} frozen weights in {frozen.precision} have {frozen.bytes} bytes, and "
+            f"{frozen.float32_bytes} in float32"
+        )
+    if any(not 0 <= e.mean < math.inf or not 0 <= e.max < math.inf for e in (frozen.weights, frozen.outputs) if e):
+        yield "the relative error of the frozen weights or of the outputs is out of range"
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "onnxft"
 
 OPEN_TO_ALL = {
-    "errors", "manifest", "files", "manifest_check", "memory", "merge", "named_code", "ort_training_environment",
-    "yaml_file",
+    "errors", "manifest", "files", "frozen_weights", "manifest_check", "memory", "merge", "named_code",
+    "ort_training_environment", "yaml_file",
 }  # fmt: skip
 ARROWS = {
     # part: parts that it may import

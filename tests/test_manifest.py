@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from onnxft.errors import ArtifactError
+from onnxft.frozen_weights import FrozenWeights, RelativeError
 from onnxft.manifest import (
     BATCH,
     Amount,
@@ -72,6 +73,7 @@ FULL = Manifest(
     versions={"onnx": "1.2"},
     work=StepWork(Amount(9, 8), Amount(7, 6), Amount(5, 4)),
     work_from_features=StepWork(Amount(4, 3), Amount(2, 1), Amount(5, 4)),
+    frozen_weights=FrozenWeights("int8", 3, 30, 96, RelativeError(0.25, 0.125), RelativeError(0.5, 0.0625)),
 )
 
 
@@ -167,6 +169,14 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
             "the work of 'data_gradients' is 2 operations and -2 bytes",
         ),
         (lambda m: m["work"]["data_gradients"].update(bytes=0.5), "at `$.work.data_gradients.bytes`"),
+        (lambda m: m["frozen_weights"].update(precision="int4"), "Invalid enum value 'int4'"),
+        (
+            lambda m: m["frozen_weights"].update(precision="float32"),
+            "3 frozen weights in float32 have 30 bytes, and 96",
+        ),
+        (lambda m: m["frozen_weights"].update(bytes=96), "3 frozen weights in int8 have 96 bytes, and 96 in float32"),
+        (lambda m: m["frozen_weights"].update(stored=0), "0 frozen weights in int8 have 30 bytes"),
+        (lambda m: m["frozen_weights"]["outputs"].update(max=-0.1), "the relative error of the frozen weights or"),
         (lambda m: m.update(parameters=[], graphs={}), "no parameter is trained"),
         (lambda m: m["parameters"].pop(), "'u.lora_A' [2, 4] is no factor of an adapter of [4, 5]"),
         (lambda m: m["parameters"][2].update(shape=[3, 4]), "[3, 4] is no factor of an adapter of [4, 5]"),

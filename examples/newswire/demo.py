@@ -1,7 +1,7 @@
 """The newswire example from end to end: export, linear probe, train on a CSV file of texts, judge.
 
-Run as `python -m examples.newswire.demo [seeds] [provider] [precision] [--method lora:8,head]`, or with `--generator
-ort-training`, from the root of a checkout.
+Run as `python -m examples.newswire.demo [seeds] [provider] [precision] [--method lora:8,head]`, or with
+`--frozen-precision int8` or `--generator ort-training`, from the root of a checkout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import onnxft
 from examples.comparison import CONSOLE, arguments, judge, linear_probe, measure, show
 from examples.newswire.model import BATCH, LENGTH, TOKENIZER, Classifier, factory
 from examples.newswire.prepare import main as prepare
+from onnxft.cli.render import frozen_text
+from onnxft.frozen_weights import FrozenPrecision
 from onnxft.manifest import Manifest
 from onnxft.training.records import next_directory
 
@@ -71,7 +73,12 @@ def peak_memory(run: Path) -> float:
 
 
 def main(
-    seeds: int, provider: str, precision: str, generator: Literal["native", "ort-training"], method: str | None
+    seeds: int,
+    provider: str,
+    precision: str,
+    generator: Literal["native", "ort-training"],
+    method: str | None,
+    frozen_precision: FrozenPrecision,
 ) -> None:
     """Everything, printed."""
     started, where = time.perf_counter(), {"provider": provider, "precision": precision}
@@ -80,17 +87,20 @@ def main(
     texts, topics = read("test")
     names = sorted({*read("train")[1].tolist()})
     method = method or METHOD
-    CONSOLE.print(f"[bold]Export[/bold]  MiniLM, training {method}, by {generator}")
+    CONSOLE.print(f"[bold]Export[/bold]  MiniLM in {frozen_precision}, training {method}, by {generator}")
+    name = f"{method}-{generator}-{frozen_precision}".translate(str.maketrans(":,", "--"))
     artifact = onnxft.export(
-        *factory(), FOLDER / "artifacts" / f"{method}-{generator}".translate(str.maketrans(":,", "--")),
+        *factory(), FOLDER / "artifacts" / name,
         method=method, classes=names,
         dynamic_shapes={name: {1: "sequence"} for name in ("input_ids", "attention_mask")},
         no_decay_norms=generator == "native",  # onnxruntime-training has one decay for all
-        generator=generator,
+        generator=generator, frozen_precision=frozen_precision,
     )  # fmt: skip
     manifest = Manifest.load(artifact)
     trained, size = manifest.num_trainable, manifest.num_trainable + manifest.frozen_parameters
     CONSOLE.print(f"        {trained:,} of {size:,} values are trained ({trained / size:.1%})")
+    if manifest.frozen_weights is not None:
+        CONSOLE.print(f"        {frozen_text(manifest.frozen_weights)}")
     CONSOLE.print("[bold]Probe[/bold]   a linear classifier on the frozen features")
     train, val = ((features(seen), labels) for seen, labels in map(read, ("train", "val")))
     probe = linear_probe(train, val, features(texts))

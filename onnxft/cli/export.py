@@ -107,6 +107,10 @@ from onnxft.cli.options import (
     "--precision", multiple=True, metavar="NAME",
     help="bfloat16 or float16: graphs that multiply so, for CUDA and TensorRT, beside float32. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--frozen-precision", default="float32", show_default=True, metavar="NAME",
+    help="How weights that are not trained are stored: float32, float16, bfloat16, or int8 with a scale a channel.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be trained; write nothing.")
 @config_option
 def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any) -> None:
@@ -118,7 +122,9 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     from onnxft.api import plan
     from onnxft.cli.render import artifact_summary, block_list, parameter_table, say
 
-    written = ("batch_size", "generator", "python", "standalone", "additional_outputs", "precision")
+    written = (
+        "batch_size", "generator", "python", "standalone", "additional_outputs", "precision", "frozen_precision",
+    )  # fmt: skip
     writing = {key: options.pop(key) for key in written}
     options["preprocessing"] = options.pop("preprocess")
     for key in ("optimizer_options", "lr_factors", "weight_decays"):

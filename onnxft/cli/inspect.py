@@ -27,7 +27,7 @@ def inspect(what: Path) -> None:
 def _artifact(directory: Path) -> None:
     from rich.markup import escape
 
-    from onnxft.cli.render import console, group_text, loss_text, say, table
+    from onnxft.cli.render import console, frozen_text, group_text, loss_text, say, table
     from onnxft.memory import size_text
     from onnxft.runtime.artifact import load_artifact, memory_estimate
 
@@ -51,6 +51,9 @@ def _artifact(directory: Path) -> None:
     console().print(parameters)
     total = manifest.num_trainable + manifest.frozen_parameters
     say(f"{manifest.num_trainable:,} of {total:,} values are trained ({manifest.num_trainable / total:.1%}).\n")
+
+    if manifest.frozen_weights is not None:
+        say(f"{frozen_text(manifest.frozen_weights)}.\n")
 
     if manifest.buffers:
         names = ", ".join(dict.fromkeys(b.layer for b in manifest.buffers))

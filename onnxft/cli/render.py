@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxft.frozen_weights import FrozenWeights, RelativeError
 from onnxft.manifest import DEFAULT_GROUP, Loss, Manifest, ParameterGroup
 from onnxft.memory import size_text
 from onnxft.merge import LORA_A
@@ -132,4 +133,18 @@ def artifact_summary(directory: Path, manifest: Manifest) -> None:
         say(f"The frozen part is a graph of its own, which hands on {size_text(feature_bytes(manifest))} a row.")
     elif manifest.whole:
         say(f"The frozen part is no graph of its own: {manifest.whole}")
+    if manifest.frozen_weights is not None:
+        say(f"{frozen_text(manifest.frozen_weights)}.")
     say(f"Next: onnxft train {directory} --data DATA.npz")
+
+
+def frozen_text(frozen: FrozenWeights) -> str:
+    """How frozen weights are stored, and what that changes, without the full stop."""
+    kept = f"{size_text(frozen.bytes)} of {size_text(frozen.float32_bytes)} ({frozen.ratio:.0%})"
+    errors = f"relative error of the weights {_error_text(frozen.weights)}, of the outputs on a random batch "
+    outputs = "unknown: the model does not run on one" if frozen.outputs is None else _error_text(frozen.outputs)
+    return f"{frozen.stored} frozen weights are stored in {frozen.precision}: {kept}; {errors}{outputs}"
+
+
+def _error_text(error: RelativeError) -> str:
+    return f"{error.max:.1e} at most, {error.mean:.1e} in the mean"

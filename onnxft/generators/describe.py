@@ -10,6 +10,7 @@ from typing import Literal
 import onnxft
 from onnxft.errors import ModelError
 from onnxft.files import sha256, write_atomically
+from onnxft.frozen_weights import FrozenWeights
 from onnxft.graph.forward import Forward
 from onnxft.manifest import (
     FILE_NAME,
@@ -45,6 +46,7 @@ def describe(
     rest: Forward | None = None,
     whole: str = "",
     runtime_random: tuple[str, ...] = (),
+    frozen_weights: FrozenWeights | None = None,
 ) -> Manifest:
     """Write what goes along with the model, and the manifest with the hash of every file; the graphs are there.
 
@@ -63,6 +65,7 @@ def describe(
         rest: the model from the features on, where it is divided.
         whole: why the model is not divided.
         runtime_random: operators whose numbers the runtime draws.
+        frozen_weights: how frozen weights are stored, where in fewer bytes.
 
     Raises:
         ModelError: a file that goes along has the name of one of the artifact's own.
@@ -95,6 +98,7 @@ def describe(
         half=half or {},
         whole=whole,
         runtime_random=runtime_random,
+        frozen_weights=frozen_weights,
         work=step_work(forward, selection, loss, batch_size),
         work_from_features=None if rest is None else step_work(rest, selection, loss, batch_size),
     )

@@ -23,6 +23,7 @@ from onnxft.manifest import (
 )
 from onnxft.step.build import adapter_graph, build_step
 from onnxft.step.cut import Cut, cut
+from onnxft.step.frozen.store import Stored
 from onnxft.step.precision import lower_all
 from onnxft.step.select import Selection
 
@@ -37,15 +38,18 @@ def generate(
     batch_size: int,
     precisions: Sequence[HalfPrecision] = (),
     divide: bool = True,
+    stored: Stored | None = None,
 ) -> Manifest:
     """Build the graphs and write the artifact; `directory` appears complete or not at all.
 
-    With `divide` the frozen part of the model is a graph of its own, where there is one; see `onnxft.step.cut`.
+    With `divide` the frozen part of the model is a graph of its own, where there is one; see `onnxft.step.cut`. The
+    graphs are those of `stored`, where the frozen weights of `forward` are stored in fewer bytes.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
         ModelError: the loss does not fit the model, or it multiplies nothing that a precision could lower.
     """
+    model, forward = forward, forward if stored is None else stored.forward
     divided = cut(forward, selection) if divide else ""
     if isinstance(divided, Cut):
         step = {"trunk": divided.trunk, **build_step(divided.rest, selection, loss, optimizer)}
@@ -74,10 +78,11 @@ def generate(
         ranges = save_inference(forward.deployed, folder / "infer.onnx")
         graphs["infer"] = GraphFile("infer.onnx")
         return describe(
-            folder, forward, selection, loss, optimizer,
+            folder, model, selection, loss, optimizer,
             generator="native", batch_size=batch_size, graphs=graphs, ranges=ranges,
             half=half, rest=divided.rest if isinstance(divided, Cut) else None,
             whole="" if isinstance(divided, Cut) else divided,
+            frozen_weights=None if stored is None else stored.weights,
         )  # fmt: skip
 
 

@@ -76,6 +76,8 @@ class Forward:
     """The inference graph before a method added parameters, which are merged into its weights; None: `infer`."""
     added: Mapping[str, Merge] = field(default_factory=dict)
     """{parameter that a method added: how it is merged}"""
+    stored: tuple[str, ...] = ()
+    """Names of the initializers that hold frozen weights in fewer bytes; see `onnxft.step.frozen`."""
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What the user should know about the export (a renamed input, dropped precision, ...)."""

@@ -338,6 +338,7 @@ class NativeEngine:
             execution_of(role, self._asked),
             dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
             shared_arena=True,
+            frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
         )
 
     def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:

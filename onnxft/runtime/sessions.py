@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxft.errors import OnnxftError, ProviderError, near
+from onnxft.frozen_weights import FrozenPrecision
 from onnxft.runtime.engine_cache import engine_cache
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.missing import missing, plugin_package, why_not_loaded
@@ -30,6 +31,10 @@ _NAMED = 5
 """Nodes that a message names."""
 _CAPTURE = ("enable_cuda_graph", "trt_cuda_graph_enable")
 """Options with which a provider records its runs."""
+_MAX_FOLDED = 2**16
+"""Bytes of a constant that the runtime may compute where frozen weights are in half precision: shapes and masks."""
+_WIDENS = "FuseFp16InitializerToFp32NodeTransformer"
+"""The runtime's rewriting of a float16 constant and its Cast to one in float32."""
 _profile: ContextVar[Path | None] = ContextVar("profile", default=None)
 
 
@@ -71,6 +76,7 @@ def open_session(
     *,
     dimensions: Mapping[str, int] | None = None,
     shared_arena: bool = False,
+    frozen: FrozenPrecision = "float32",
 ) -> OpenSession:
     """Open `model` as `asked`, its symbolic dimensions fixed.
 
@@ -80,6 +86,7 @@ def open_session(
         dimensions: values of symbolic dimensions, so that every provider sees static shapes.
         shared_arena: take memory on the CPU from one arena of the process, for sessions that take turns; it is given
             back when the process ends, that of a session's own arena with the session.
+        frozen: in which its frozen weights are stored; below float32 they are not widened for good when it opens.
 
     Raises:
         ProviderError: the provider is unknown, absent, does not load, cannot do the precision, has no such device, or
@@ -91,6 +98,8 @@ def open_session(
     require_precision(entry, asked)
     settings = {**entry.options(asked), **asked.options}
     so = _session_options(asked.threads, dimensions or {})
+    if frozen != "float32":
+        _keep_narrow(so, frozen)
     if shared_arena:
         _register_arena()
         so.add_session_config_entry("session.use_env_allocators", "1")
@@ -201,6 +210,13 @@ def _session_options(threads: int | None, dimensions: Mapping[str, int]) -> Any:
     for dimension, value in dimensions.items():
         so.add_free_dimension_override_by_name(dimension, value)
     return so
+
+
+def _keep_narrow(so: Any, frozen: FrozenPrecision) -> None:
+    """Let a session hold its frozen weights as they are stored; the runtime leaves DequantizeLinear be by itself."""
+    if frozen != "int8":
+        so.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_MAX_FOLDED))
+        so.add_session_config_entry("optimization.disable_specified_optimizers", _WIDENS)
 
 
 @cache

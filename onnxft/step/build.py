@@ -13,6 +13,7 @@ from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import GraphRole, Loss, Optimizer
 from onnxft.step.batch_norm import decompose, use_batch_statistics
 from onnxft.step.depthwise import multiply_depthwise
+from onnxft.step.frozen.again import widen_again
 from onnxft.step.losses import LossTerms
 from onnxft.step.optimizers import optimizer_transform
 from onnxft.step.select import Selection
@@ -34,8 +35,10 @@ def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Op
     buffers = use_batch_statistics(train.op, {name: train.values[name] for name in selection.buffers})
     terms = train.add_loss(loss)
     xs = {name: train.values[name] for name in selection.trainable}
+    before = set(train.model.graph)
     found = backward(train.op, terms.loss_sum, list(xs.values()))
     gradients = {name: found[x] for name, x in xs.items()}
+    widen_again(train.op, before, forward.stored)
     decompose(train.op)
     multiply_depthwise(train.op)
     return {

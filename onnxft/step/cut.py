@@ -19,6 +19,7 @@ from onnxft.graph.sameness import fingerprints
 from onnxft.graph.shapes import dims
 from onnxft.manifest import BATCH
 from onnxft.step.frontier import find_frontier
+from onnxft.step.frozen.widen import STORED
 from onnxft.step.randomness import random_operators
 from onnxft.step.select import Selection
 from onnxft.step.step_graph import StepGraph, port
@@ -74,7 +75,8 @@ def _moving(graph: ir.Graph, forward: Forward, selection: Selection, drawn: Sequ
 
     Weights that an adapter is added to are among it: as a feature their product would be larger than its factor.
     """
-    trained = (*selection.trainable, *selection.buffers, *(merge.target for merge in forward.added.values()))
+    adapted = [merge.target for merge in forward.added.values()]
+    trained = (*selection.trainable, *selection.buffers, *adapted, *(f"{name}{STORED}" for name in adapted))
     return [
         *(graph.initializers[name] for name in trained if name in graph.initializers),
         *(value for node in drawn for value in node.outputs),

@@ -252,6 +252,12 @@ def test_a_wrong_file_is_an_error(text: str, code: int, words: str, onnxft_comma
             ["export", MLP, "--generator", "ort-training", "--precision", "float16"], ExitStatus.CONFIG,
             "precision is for the generator 'native'; 'ort-training' computes in float32",
         ),
+        (["export", MLP, "--frozen-precision", "int"], ExitStatus.CONFIG, "stored in 'int'. Did you mean 'int8'?"),
+        (["export", MLP, "--frozen-precision", "int8"], ExitStatus.CONFIG, "'mlp' has no frozen weight to store in"),
+        (
+            ["export", MLP, "--generator", "ort-training", "--frozen-precision", "int8"], ExitStatus.CONFIG,
+            "frozen weights in 'int8' are for the generator 'native'; 'ort-training' reads them in float32",
+        ),
         (["export", MLP, "--class", "a"], ExitStatus.CONFIG, "1 class names were given, the model has 5 classes"),
         (["export", MLP, "--out", "."], ExitStatus.ARTIFACT, "cannot be replaced as a whole"),
     ],
@@ -367,6 +373,16 @@ def test_a_dimension_of_another_form_is_a_usage_error(onnxft_command: Command, g
     done = onnxft_command("export", MLP, "--dynamic", given)
     assert done.code == ExitStatus.USAGE
     assert f"'{given}' is not of the form INPUT:AXIS=NAME" in done.err
+
+
+def test_frozen_weights_in_fewer_bytes_are_told(onnxft_command: Command) -> None:
+    done = onnxft_command("export", f"{MODELS}:digits", "--method", "head", "--frozen-precision", "int8", "--out", "a")
+    assert (done.code, done.err) == (0, "")
+    told = [" ".join(line.split()) for line in done.out.splitlines() if "frozen weights are stored in int8" in line]
+    shown = " ".join(onnxft_command("inspect", "a").out.split())
+    assert len(told) == 1 and told[0] in shown
+    for words in ("; relative error of the weights ", " of the outputs on a random batch ", " in the mean."):
+        assert words in told[0]
 
 
 @pytest.mark.usefixtures("exported_before")

@@ -41,10 +41,11 @@ class Plan:
         optimizer: Optimizer,
         notes: Sequence[str] = (),
         blocks: Blocks | None = None,
+        recompute: int = 0,
     ) -> None:
-        """Hold a forward model with what was chosen for it; `blocks` where a method asks what it consists of."""
+        """Hold a forward model with what was chosen for it; `blocks` where it is asked what it consists of."""
         self.forward, self.selection, self.loss, self.optimizer = forward, selection, loss, optimizer
-        self.blocks = blocks
+        self.blocks, self.recompute = blocks, recompute
         self.notes = (*forward.notes, *notes)
 
     def write(
@@ -76,15 +77,22 @@ class Plan:
                 f"frozen weights in '{frozen_precision}' are for the generator 'native'; '{generator}' reads them in "
                 "float32. Leave --frozen-precision out."
             )
+        if self.recompute and generator != "native":
+            raise ConfigError(
+                f"recompute is for the generator 'native': with '{generator}' another package differentiates the "
+                "model, and keeps every activation. Leave it out."
+            )
         check_replaceable(Path(directory), FILE_NAME)
         if generator == "native":
             self._refuse_for_native(python, standalone, additional_outputs)
             from onnxft.generators import native
+            from onnxft.step.segments import Recomputation
 
             stored = self._store_frozen(frozen_precision)
+            again = Recomputation(self.blocks, self.recompute) if self.blocks and self.recompute else None
             return native.generate(
                 self.forward, self.selection, self.loss, self.optimizer, Path(directory), batch_size=batch_size,
-                precisions=[p for p in known if p in precision], stored=stored,
+                precisions=[p for p in known if p in precision], stored=stored, recomputation=again,
             )  # fmt: skip
         from onnxft.generators.ort_training.generate import generate
 
@@ -132,6 +140,7 @@ def plan(
     trainable: Sequence[str] | None = None,
     frozen: Sequence[str] = (),
     blocks: Sequence[str] = (),
+    recompute: bool | int = False,
     lora_targets: Sequence[str] = (),
     lora_alpha: float | None = None,
     lora_dropout: float | None = None,
@@ -159,6 +168,7 @@ def plan(
     from onnxft.step.groups import check_factors
     from onnxft.step.loss_options import check_loss, describe_loss, inputs_of
     from onnxft.step.methods.apply import apply_method, require_whole
+    from onnxft.step.methods.blocks import find_blocks
     from onnxft.step.methods.method import parse_method
     from onnxft.step.optimizers import describe_optimizer
     from onnxft.step.select import select
@@ -168,8 +178,13 @@ def plan(
     check_loss(loss, loss_options or {}, len(classes) or None)
     check_factors(lr_factors or {}, weight_decays or {})
     how = parse_method(method, lora_targets, lora_alpha, lora_dropout)
-    if how is None and blocks:
-        raise ConfigError(f"blocks ({', '.join(blocks)}) are for a method such as last:2: name one, or leave them out.")
+    if how is None and blocks and not recompute:
+        raise ConfigError(
+            f"blocks ({', '.join(blocks)}) are for a method such as last:2, and for recompute: name one, or leave them "
+            "out."
+        )
+    if recompute < 0:
+        raise ConfigError(f"recompute is {recompute}; it must be true, or a number of blocks, at least 1.")
     described = describe_optimizer(optimizer, optimizer_options, weight_decay)
     forward = export_source(
         model, example_inputs, name=name, input_names=input_names, output_names=output_names, dropout=dropout,
@@ -200,7 +215,8 @@ def plan(
     forward = applied.forward
     selection = select(forward, applied.trainable, frozen, train_batchnorm, lr_factors, weight_decays, no_decay_norms)
     require_whole(forward, selection)
-    return Plan(forward, selection, reads, described, applied.notes, applied.blocks)
+    found = applied.blocks or (find_blocks(forward, blocks) if recompute else None)
+    return Plan(forward, selection, reads, described, applied.notes, found, int(recompute))
 
 
 def _input_shapes(forward: Forward) -> list[list[int | None]]:
@@ -226,6 +242,7 @@ def export(
     trainable: Sequence[str] | None = None,
     frozen: Sequence[str] = (),
     blocks: Sequence[str] = (),
+    recompute: bool | int = False,
     lora_targets: Sequence[str] = (),
     lora_alpha: float | None = None,
     lora_dropout: float | None = None,
@@ -269,6 +286,9 @@ def export(
             requires_grad=False. None: those of the method, without one all.
         frozen: globs of parameters that are not trained after all.
         blocks: globs that say what a block is, where names and graph tell it wrongly: `encoder.layer.*`.
+        recompute: whether the activations of a block are computed again for its backward pass instead of being kept:
+            less memory for about a third more work, and on cpu the same numbers. A number: of blocks that are computed
+            again together; above 1 the runtime may fuse, and so round, otherwise. For the generator `native`.
         lora_targets: globs of the weights that get an adapter; (): all linear layers and convolutions but the head's.
         lora_alpha: factor of the adapters, divided by their rank; None: twice the rank.
         lora_dropout: of what goes to the adapters in training; None: 0.
@@ -320,7 +340,7 @@ def export(
         ArtifactError: `directory` holds something else than an artifact.
     """
     made = plan(
-        model, example_inputs, method=method, trainable=trainable, frozen=frozen, blocks=blocks,
+        model, example_inputs, method=method, trainable=trainable, frozen=frozen, blocks=blocks, recompute=recompute,
         lora_targets=lora_targets, lora_alpha=lora_alpha, lora_dropout=lora_dropout, train_batchnorm=train_batchnorm,
         loss=loss, loss_output=loss_output, loss_options=loss_options, optimizer=optimizer,
         optimizer_options=optimizer_options, weight_decay=weight_decay, lr_factors=lr_factors,

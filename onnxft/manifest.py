@@ -290,6 +290,8 @@ class Manifest:
     runtime_random: tuple[str, ...] = ()
     """Operators of the training graph whose numbers the runtime draws by itself, with no seed of onnxft's: a run of
     such a graph cannot be repeated, or resumed exactly."""
+    recompute: int = 0
+    """Blocks in a segment whose activations are computed again for the backward pass; 0: all activations are kept."""
     half: dict[HalfPrecision, dict[GraphRole, GraphFile]] = field(default_factory=dict)
     """Graphs that multiply in a lower precision, in the place of those of `graphs` with the same role."""
     work_from_features: StepWork | None = None

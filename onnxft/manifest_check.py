@@ -21,6 +21,10 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield f"the text {text!r} has control characters, on which a terminal or a report would act"
     if manifest.batch_size < 1:
         yield f"batch_size is {manifest.batch_size}, it must be at least 1"
+    if manifest.recompute < 0:
+        yield f"recompute is {manifest.recompute}, it must be at least 0"
+    if manifest.recompute and manifest.generator != "native":
+        yield f"recompute is {manifest.recompute} with the generator {manifest.generator}, which keeps all activations"
     for dimension, size in manifest.dimensions.items():
         if dimension == BATCH or size < 1:
             yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"

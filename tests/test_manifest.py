@@ -121,6 +121,8 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda m: m.pop("loss"), "missing required field `loss`"),
         (lambda m: m.update(batch_size="4"), "Expected `int`, got `str` - at `$.batch_size`"),
         (lambda m: m.update(batch_size=0), "batch_size is 0"),
+        (lambda m: m.update(recompute=-1), "recompute is -1, it must be at least 0"),
+        (lambda m: m.update(generator="ort-training", recompute=1), "recompute is 1 with the generator ort-training"),
         (lambda m: m.update(generator="other"), "at `$.generator`"),
         (lambda m: m["loss"].update(kind="hinge"), "at `$.loss.kind`"),
         (lambda m: m["loss"].update(class_weights=[1.0]), "the loss has the class_weights [1.0] for 5 classes"),

@@ -36,6 +36,14 @@ from onnxft.cli.options import (
     help="What a block is, such as encoder.layer.* [default: found from names and graph]. Repeatable.",
 )  # fmt: skip
 @click.option(
+    "--recompute", is_flag=True,
+    help="Compute the activations of a block again for its backward pass instead of keeping them: less memory.",
+)  # fmt: skip
+@click.option(
+    "--recompute-blocks", type=int, metavar="K",
+    help="How many blocks are computed again together [default: 1]; with it --recompute is meant.",
+)  # fmt: skip
+@click.option(
     "--lora-target", "lora_targets", multiple=True, metavar="GLOB",
     help="Weights that get an adapter [default: all linear layers and convolutions but the head's]. Repeatable.",
 )  # fmt: skip
@@ -127,6 +135,8 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     )  # fmt: skip
     writing = {key: options.pop(key) for key in written}
     options["preprocessing"] = options.pop("preprocess")
+    together = options.pop("recompute_blocks")
+    options["recompute"] = options["recompute"] if together is None else together
     for key in ("optimizer_options", "lr_factors", "weight_decays"):
         options[key] = key_values(options[key])
     options["loss_options"] = loss_options(options["loss_options"])

@@ -39,6 +39,8 @@ def _artifact(directory: Path) -> None:
     for group in manifest.parameter_groups:
         say(f"Group        {group_text(group)}")
     say(f"Batch        {manifest.batch_size} rows")
+    if manifest.recompute:
+        say(f"Recompute    activations, {manifest.recompute} block{'s' * (manifest.recompute > 1)} at a time")
     if manifest.classes:
         say(f"Classes      {', '.join(manifest.classes)}")
     say(f"Built with   {', '.join(f'{package} {version}' for package, version in manifest.versions.items())}\n")

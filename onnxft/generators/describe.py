@@ -47,6 +47,7 @@ def describe(
     whole: str = "",
     runtime_random: tuple[str, ...] = (),
     frozen_weights: FrozenWeights | None = None,
+    recompute: int = 0,
 ) -> Manifest:
     """Write what goes along with the model, and the manifest with the hash of every file; the graphs are there.
 
@@ -64,6 +65,7 @@ def describe(
         half: the files of graphs in lower precisions.
         rest: the model from the features on, where it is divided.
         whole: why the model is not divided.
+        recompute: blocks in a segment that is computed again; 0: none is.
         runtime_random: operators whose numbers the runtime draws.
         frozen_weights: how frozen weights are stored, where in fewer bytes.
 
@@ -99,6 +101,7 @@ def describe(
         whole=whole,
         runtime_random=runtime_random,
         frozen_weights=frozen_weights,
+        recompute=recompute,
         work=step_work(forward, selection, loss, batch_size),
         work_from_features=None if rest is None else step_work(rest, selection, loss, batch_size),
     )

@@ -25,6 +25,7 @@ from onnxft.step.build import adapter_graph, build_step
 from onnxft.step.cut import Cut, cut
 from onnxft.step.frozen.store import Stored
 from onnxft.step.precision import lower_all
+from onnxft.step.segments import Recomputation
 from onnxft.step.select import Selection
 
 
@@ -39,6 +40,7 @@ def generate(
     precisions: Sequence[HalfPrecision] = (),
     divide: bool = True,
     stored: Stored | None = None,
+    recomputation: Recomputation | None = None,
 ) -> Manifest:
     """Build the graphs and write the artifact; `directory` appears complete or not at all.
 
@@ -48,13 +50,14 @@ def generate(
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
         ModelError: the loss does not fit the model, or it multiplies nothing that a precision could lower.
+        SelectionError: there is nothing for `recomputation` to compute again.
     """
     model, forward = forward, forward if stored is None else stored.forward
     divided = cut(forward, selection) if divide else ""
     if isinstance(divided, Cut):
-        step = {"trunk": divided.trunk, **build_step(divided.rest, selection, loss, optimizer)}
+        step = {"trunk": divided.trunk, **build_step(divided.rest, selection, loss, optimizer, recomputation)}
     else:
-        step = build_step(forward, selection, loss, optimizer)
+        step = build_step(forward, selection, loss, optimizer, recomputation)
     lowered = {precision: lower_all(step, precision) for precision in precisions}
     weights = initial_weights(forward)
     with new_directory(directory) as folder:
@@ -83,6 +86,7 @@ def generate(
             half=half, rest=divided.rest if isinstance(divided, Cut) else None,
             whole="" if isinstance(divided, Cut) else divided,
             frozen_weights=None if stored is None else stored.weights,
+            recompute=recomputation.per_segment if recomputation else 0,
         )  # fmt: skip
 
 

@@ -13,11 +13,12 @@ from onnxft.grad.registry import rule_for
 from onnxft.graph.builder import STOP_GRADIENT, Op, constant, is_float, sum_to
 
 
-def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value], between: Iterable[ir.Value] = ()) -> dict[ir.Value, ir.Value]:
     """Append the nodes that compute dy/dx for every x in `xs`, and return {x: dx}.
 
-    `y` is a scalar; every `dx` has the shape of its `x`. GradientError if an operator on the path
-    has no rule, or if some x does not reach y (it would silently stay untrained).
+    `y` is a scalar; every `dx` has the shape of its `x`. Of the values `between` the xs and y, those that gradients
+    pass are in the result too. GradientError if an operator on the path has no rule, or if some x does not reach y (it
+    would silently stay untrained).
     """
     path = nodes_between(xs, y)
     found: dict[ir.Value, list[ir.Value]] = {y: [constant(op, 1.0, y)]}
@@ -43,7 +44,9 @@ def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value]) -> dict[ir.Value, ir.V
                 "Freeze it, or choose another output for the loss."
             )
         result[x] = dx
-    return result
+    # The gradients of what a node on the path computes were added up when its turn came.
+    passed = {v for node in path for v in node.outputs}
+    return result | {v: found[v][0] for v in between if v in passed and v in found}
 
 
 def nodes_between(xs: Iterable[ir.Value], y: ir.Value) -> list[ir.Node]:

@@ -32,7 +32,7 @@ from onnxft.runtime.native_values import on_averages, scalars, sums_of
 from onnxft.runtime.parameter_vector import pack, unpack
 from onnxft.runtime.precision import execution_of, graph_of, require_precision
 from onnxft.runtime.providers import provider, runtime
-from onnxft.runtime.sessions import OpenSession, open_session, run_options, running
+from onnxft.runtime.sessions import ROUNDING_FUSIONS, OpenSession, open_session, run_options, running
 
 
 class NativeEngine:
@@ -339,6 +339,8 @@ class NativeEngine:
             dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
             shared_arena=True,
             frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
+            # What the backward pass reads is computed apart: so must be what it is a copy of.
+            without=ROUNDING_FUSIONS if self.manifest.recompute and role in ("train", "gradients") else (),
         )
 
     def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -35,6 +35,12 @@ _MAX_FOLDED = 2**16
 """Bytes of a constant that the runtime may compute where frozen weights are in half precision: shapes and masks."""
 _WIDENS = "FuseFp16InitializerToFp32NodeTransformer"
 """The runtime's rewriting of a float16 constant and its Cast to one in float32."""
+ROUNDING_FUSIONS = (
+    "SkipLayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion",
+    "EmbedLayerNormFusion", "GeluFusionL1", "GeluFusionL2", "BiasGeluFusion", "FastGeluFusion", "QuickGeluFusion",
+    "AttentionFusion",
+)  # fmt: skip
+"""Optimizations that compute a value within its only reader, with another rounding than apart."""
 _profile: ContextVar[Path | None] = ContextVar("profile", default=None)
 
 
@@ -77,6 +83,7 @@ def open_session(
     dimensions: Mapping[str, int] | None = None,
     shared_arena: bool = False,
     frozen: FrozenPrecision = "float32",
+    without: Sequence[str] = (),
 ) -> OpenSession:
     """Open `model` as `asked`, its symbolic dimensions fixed.
 
@@ -87,6 +94,7 @@ def open_session(
         shared_arena: take memory on the CPU from one arena of the process, for sessions that take turns; it is given
             back when the process ends, that of a session's own arena with the session.
         frozen: in which its frozen weights are stored; below float32 they are not widened for good when it opens.
+        without: names of the runtime's graph optimizations that are left out.
 
     Raises:
         ProviderError: the provider is unknown, absent, does not load, cannot do the precision, has no such device, or
@@ -98,11 +106,15 @@ def open_session(
     require_precision(entry, asked)
     settings = {**entry.options(asked), **asked.options}
     so = _session_options(asked.threads, dimensions or {})
-    if frozen != "float32":
-        _keep_narrow(so, frozen)
+    if frozen in ("float16", "bfloat16"):
+        # Else they would be widened for good; the runtime leaves the DequantizeLinear of int8 be by itself.
+        so.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_MAX_FOLDED))
+        without = (*without, _WIDENS)
     if shared_arena:
         _register_arena()
         so.add_session_config_entry("session.use_env_allocators", "1")
+    if without:
+        so.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(without))
     providers = _choose(so, entry, asked, settings, model.parent if isinstance(model, Path) else None)
     # With the runtime's own fallback a session or run that fails is silently repeated on the CPU.
     try:
@@ -210,13 +222,6 @@ def _session_options(threads: int | None, dimensions: Mapping[str, int]) -> Any:
     for dimension, value in dimensions.items():
         so.add_free_dimension_override_by_name(dimension, value)
     return so
-
-
-def _keep_narrow(so: Any, frozen: FrozenPrecision) -> None:
-    """Let a session hold its frozen weights as they are stored; the runtime leaves DequantizeLinear be by itself."""
-    if frozen != "int8":
-        so.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_MAX_FOLDED))
-        so.add_session_config_entry("optimization.disable_specified_optimizers", _WIDENS)
 
 
 @cache

@@ -16,17 +16,26 @@ from onnxft.step.depthwise import multiply_depthwise
 from onnxft.step.frozen.again import widen_again
 from onnxft.step.losses import LossTerms
 from onnxft.step.optimizers import optimizer_transform
+from onnxft.step.recompute import recompute
+from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
 from onnxft.step.select import Selection
 from onnxft.step.step_graph import StepGraph, StepGraphBuilder
 from onnxft.step.transforms import Scalars, clip_by_global_norm, clip_by_value
 
 
-def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
+def build_step(
+    forward: Forward,
+    selection: Selection,
+    loss: Loss,
+    optimizer: Optimizer,
+    recomputation: Recomputation | None = None,
+) -> dict[GraphRole, StepGraph]:
     """The roles `gradients`, `update`, `train`, `average` and `eval`.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
         ModelError: the loss reads an unknown output, or a random operator cannot become an input.
+        SelectionError: there is nothing for `recomputation` to compute again.
     """
     train = StepGraphBuilder(forward.train.clone(), forward)
     train.add_random_inputs()
@@ -36,8 +45,13 @@ def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Op
     terms = train.add_loss(loss)
     xs = {name: train.values[name] for name in selection.trainable}
     before = set(train.model.graph)
-    found = backward(train.op, terms.loss_sum, list(xs.values()))
+    outputs = [terms.loss_sum, terms.weight_sum, *terms.metrics.values()]
+    segments = find_segments(train, outputs, recomputation) if recomputation else ()
+    found = backward(train.op, terms.loss_sum, list(xs.values()), [v for segment in segments for v in segment.given])
     gradients = {name: found[x] for name, x in xs.items()}
+    again = recompute(train.op, segments, found, [*outputs, *buffers.values()], gradients.values())
+    if recomputation and not again:
+        raise nothing_recomputed(forward, recomputation)
     widen_again(train.op, before, forward.stored)
     decompose(train.op)
     multiply_depthwise(train.op)

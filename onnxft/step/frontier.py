@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnxft.errors import ModelError
 from onnxft.graph.shapes import dims
+from onnxft.graph.walk import SHAPES, after, graph_inputs, nodes_of, reads, values
 from onnxft.manifest import BATCH, dimension_size
 from onnxft.step.multiply_adds import UNCOUNTED, is_product
 from onnxft.step.work import ELEMENTWISE, VIEWS
 
 _CHEAP = VIEWS | ELEMENTWISE
-_SHAPES = ("Shape", "Size")
 _IN, _OUT = 0, 1
 _Point = tuple[ir.Value | None, int]
 """A value as it arrives and as it is handed on; None is the source before all, and the sink behind all."""
@@ -40,13 +40,13 @@ def find_frontier(
     Raises:
         ModelError: a value between the two parts has no rows of its own, so that it cannot be kept row by row.
     """
-    nodes = _nodes_of(outputs)
-    moving = _after(nodes, trained)
-    data = _after(nodes, _graph_inputs(nodes), through=lambda node: node.op_type not in _SHAPES)
-    frozen = [v for v in _values(nodes) if v in data and v not in moving]
+    nodes = nodes_of(outputs)
+    moving = after(nodes, trained)
+    data = after(nodes, graph_inputs(nodes), through=lambda node: node.op_type not in SHAPES)
+    frozen = [v for v in values(nodes) if v in data and v not in moving]
     if not any(_is_product(v.producer()) for v in frozen):
         return ()
-    read = {x for node in nodes if any(y in moving for y in node.outputs) for x in _reads(node)} | set(outputs)
+    read = {x for node in nodes if any(y in moving for y in node.outputs) for x in reads(node)} | set(outputs)
     chosen = _minimum_cut(frozen, {v for v in frozen if v in read}, sizes)
     return tuple(v for v in frozen if v in chosen)
 
@@ -66,7 +66,7 @@ def _minimum_cut(frozen: Sequence[ir.Value], read: Collection[ir.Value], sizes: 
     for v in frozen:
         add((v, _IN), (v, _OUT), _row_bytes(v, sizes))
         node = v.producer()
-        before = [x for x in _reads(node) if x in known] if node is not None else []
+        before = [x for x in reads(node) if x in known] if node is not None else []
         if not before or _is_heavy(v):
             add(_SOURCE, (v, _IN), math.inf)
         else:
@@ -134,48 +134,3 @@ def _is_product(node: ir.Node | None) -> bool:
 def _is_heavy(value: ir.Value) -> bool:
     node = value.producer()
     return node is not None and (node.op_type not in _CHEAP or bool(node.domain))
-
-
-# ----- the graph -----
-
-
-def _nodes_of(outputs: Iterable[ir.Value]) -> list[ir.Node]:
-    """All nodes that the outputs are computed by, in graph order."""
-    found: set[ir.Node] = set()
-    waiting = [v.producer() for v in outputs]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            waiting.extend(x.producer() for x in _reads(node))
-    graph = next(iter(found)).graph if found else None
-    return [node for node in graph or () if node in found]
-
-
-def _after(
-    nodes: Sequence[ir.Node], starts: Iterable[ir.Value], through: Callable[[ir.Node], bool] = lambda node: True
-) -> set[ir.Value]:
-    """The values themselves, and those that are computed from them by nodes that let them `through`."""
-    found = set(starts)
-    for node in nodes:
-        if through(node) and any(x in found for x in _reads(node)):
-            found.update(node.outputs)
-    return found
-
-
-def _values(nodes: Sequence[ir.Node]) -> list[ir.Value]:
-    """Graph inputs that are read, and all outputs, each once, in graph order."""
-    return list(dict.fromkeys([*_graph_inputs(nodes), *(v for node in nodes for v in node.outputs)]))
-
-
-def _graph_inputs(nodes: Iterable[ir.Node]) -> list[ir.Value]:
-    return list(dict.fromkeys(x for node in nodes for x in _reads(node) if x.is_graph_input()))
-
-
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, in its body too."""
-    yield from (x for x in node.inputs if x is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph():
-                yield from (x for x in _reads(inner) if x.graph is not attribute.as_graph())

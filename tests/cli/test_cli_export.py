@@ -385,6 +385,23 @@ def test_frozen_weights_in_fewer_bytes_are_told(onnxft_command: Command) -> None
         assert words in told[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "blocks"), [([], 0), (["--recompute"], 1), (["--recompute-blocks", "2"], 2)], ids=str
+)
+def test_recomputation_is_recorded_and_shown(arguments: list[str], blocks: int, onnxft_command: Command) -> None:
+    assert onnxft_command("export", f"{MODELS}:adaptable", "--out", "made", *arguments).code == 0
+    assert Manifest.load(Path("made")).recompute == blocks
+    shown = onnxft_command("inspect", "made").out
+    words = {0: "", 1: "activations, 1 block at a time", 2: "activations, 2 blocks at a time"}[blocks]
+    assert ("Recompute" in shown) == bool(blocks) and words in shown
+
+
+def test_recomputation_is_of_the_native_generator(onnxft_command: Command) -> None:
+    done = onnxft_command("export", f"{MODELS}:adaptable", "--recompute", "--generator", "ort-training")
+    assert done.code == ExitStatus.CONFIG
+    assert "recompute is for the generator 'native'" in done.err
+
+
 @pytest.mark.usefixtures("exported_before")
 def test_half_precision_has_files_beside_those_of_float32(onnxft_command: Command) -> None:
     plain, both = onnxft_command("export", MLP, "--out", "plain"), onnxft_command(

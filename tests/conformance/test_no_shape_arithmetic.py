@@ -21,13 +21,16 @@ SHAPES = {"Shape", "Size", "Range", "ConstantOfShape", "NonZero"}
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
-def test_the_runtime_folds_all_shape_arithmetic(name: str, tmp_path: Path) -> None:
+def test_the_runtime_folds_all_shape_arithmetic(name: str, recompute: bool, tmp_path: Path) -> None:
     model = MODELS[name]
     (batch,) = model.batches(1)
     examples = {n: torch.tensor(v) for n, v in batch.items() if n != "labels"}
     symbolic = {n: {1: "sequence"} for n in examples if n != "pixel_values"}
-    artifact = onnxft.export(model.module(), examples, tmp_path / name, dynamic_shapes=symbolic, batch_size=ROWS)
+    artifact = onnxft.export(
+        model.module(), examples, tmp_path / name, dynamic_shapes=symbolic, batch_size=ROWS, recompute=recompute
+    )
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3

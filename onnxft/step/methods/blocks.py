@@ -55,7 +55,7 @@ def find_blocks(forward: Forward, patterns: Sequence[str] = ()) -> Blocks:
     Raises:
         SelectionError: a pattern matches no block.
     """
-    reading = Reading(forward)
+    reading = Reading.of(forward)
     names = list(reading.readers)
     weights = {t.name for t in forward.tensors if len(t.shape) > 1}
     grouped = _named(names, patterns) if patterns else _repeated(names, weights)

@@ -56,7 +56,7 @@ def preset_patterns(forward: Forward, name: str, count: int, blocks: Blocks) -> 
 
 def _biases(forward: Forward) -> list[str]:
     """What is added to data, one number for each feature: by its place in the graph, or its name."""
-    reading = Reading(forward)
+    reading = Reading.of(forward)
     return [
         t.name
         for t in forward.tensors
@@ -75,7 +75,7 @@ def _is_added(forward: Forward, name: str, reading: Reading) -> bool:
 
 def _norms(forward: Forward) -> list[str]:
     """Scales and shifts of normalisations: by their place in the graph, or the name of their module."""
-    reading = Reading(forward)
+    reading = Reading.of(forward)
     return [
         t.name
         for t in forward.tensors

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
 from onnxft.graph.forward import Forward
+from onnxft.graph.walk import after
 
 
 class Reading:
-    """The readers of every parameter in the training graph of a model."""
+    """The readers of every parameter in a graph."""
 
-    def __init__(self, forward: Forward) -> None:
-        """Walk the graph once."""
-        graph = forward.train.graph
+    def __init__(self, graph: ir.Graph, parameters: Mapping[str, ir.Value], data: Iterable[ir.Value]) -> None:
+        """Walk the graph once; `data` are its inputs that are no parameters."""
         self.order = {node: index for index, node in enumerate(graph)}
-        self._fed = after(graph, graph.inputs)
-        values = {t.name: graph.initializers.get(t.name) for t in forward.tensors if t.kind == "parameter"}
-        self.readers = {n: readers for n, v in values.items() if v is not None and (readers := self._readers(v))}
+        self._fed = after(graph, data)
+        self.readers = {n: readers for n, v in parameters.items() if (readers := self._readers(v))}
         """{parameter that is read: nodes that combine it, or what is made of it alone, with data}"""
+
+    @classmethod
+    def of(cls, forward: Forward) -> Reading:
+        """The readers in the training graph of a model."""
+        graph = forward.train.graph
+        names = [t.name for t in forward.tensors if t.kind == "parameter" and t.name in graph.initializers]
+        return cls(graph, {name: graph.initializers[name] for name in names}, graph.inputs)
 
     def is_data(self, value: ir.Value | None) -> bool:
         """Whether `value` depends on an input of the model."""
@@ -53,12 +59,3 @@ class Reading:
             else:
                 waiting += [user for y in node.outputs for user, _ in y.uses()]
         return tuple(sorted(found, key=self.order.__getitem__))
-
-
-def after(graph: ir.Graph, starts: Iterable[ir.Value]) -> set[ir.Value]:
-    """The values, and all that is computed from them."""
-    found = set(starts)
-    for node in graph:
-        if any(x in found for x in node.inputs):
-            found.update(node.outputs)
-    return found

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from onnxft.step.methods.blocks import Blocks
     from onnxft.step.select import Selection
     from onnxft.training.config import TrainConfig
-    from onnxft.training.loop import Run
     from onnxft.training.lr_range import LrRange
+    from onnxft.training.outcome import Run
 
 __all__ = ["Plan", "TrainSession", "bench", "export", "plan", "prepare", "train"]
 

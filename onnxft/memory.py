@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
+
+from onnxft.errors import ConfigError
 
 
 def resident_bytes() -> int | None:
@@ -37,6 +40,22 @@ def physical_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def size_of(text: int | str, name: str = "the size") -> int:
+    """Bytes of a size as options give it: `512MB`, `1.5 GiB`; a bare number counts MiB.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-zA-Z]*)", str(text).strip())
+    scale = _UNITS.get((found[2] or "MiB").lower()) if found else None
+    if found is None or scale is None:
+        raise ConfigError(f"{name} is {text}, it must be a size at least 0: 512MB, 1.5GiB or, in MiB, 512.")
+    return int(float(found[1]) * scale)
 
 
 def size_text(size: int) -> str:

@@ -66,6 +66,7 @@ class FakeSession:
         self.placement = Placement("cpu", "cpu", {"train": {"cpu": 7}}, versions={"onnxruntime": "fake"})
         self.processes, self.share = ALONE, Share(size=self.batch_size)
         self.step_count = 0
+        self.peak_bytes = None
         self.loss_scale = LossScale()
         self.weight = np.zeros(manifest.parameters[0].shape)
         self.momentum = np.zeros_like(self.weight)

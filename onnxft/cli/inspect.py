@@ -29,7 +29,7 @@ def _artifact(directory: Path) -> None:
 
     from onnxft.cli.render import console, frozen_text, group_text, loss_text, say, table
     from onnxft.memory import size_text
-    from onnxft.runtime.artifact import load_artifact, memory_estimate
+    from onnxft.runtime.artifact import load_artifact, weight_bytes
 
     manifest = load_artifact(directory)
     options = "".join(f", {key}={value:g}" for key, value in manifest.optimizer.options.items())
@@ -74,15 +74,35 @@ def _artifact(directory: Path) -> None:
 
     if manifest.generator == "ort-training":
         _own_interfaces(manifest)
-    memory = memory_estimate(directory, manifest)
-    parts = ", ".join(f"{what} {size_text(size)}" for what, size in memory.items())
-    say(f"\nMemory for weights and state: about {size_text(sum(memory.values()))} ({parts}).")
-    twice = (
-        ""
-        if manifest.generator == "ort-training"
-        else ("; providers with bound buffers hold trained parameters and state twice")
-    )
-    say(f"Activations come on top{twice}.")
+        memory = weight_bytes(directory, manifest)
+        parts = ", ".join(f"{what} {size_text(size)}" for what, size in memory.items())
+        say(f"\nMemory for weights and state: about {size_text(sum(memory.values()))} ({parts}).")
+        say("Activations come on top.")
+    else:
+        _memory(directory, manifest)
+
+
+def _memory(directory: Path, manifest: Manifest) -> None:
+    """What `onnxft train` takes on the CPU, part by part, with whole and with divided batches."""
+    from onnxft.cli.render import console, say, table
+    from onnxft.memory import size_text
+    from onnxft.runtime.batches import combined
+    from onnxft.runtime.memory_estimate import MemoryModel, Use
+
+    whole = manifest.batch_size
+    model, batches = MemoryModel(directory, manifest), sorted({whole, max(whole // 2, 1), 1}, reverse=True)
+    estimates = [
+        model.estimate(combined(manifest, rows, {}), Use(accumulates=rows < whole, evaluates=True, saves=True))
+        for rows in batches
+    ]
+    say("\nEstimated memory of a training run on cpu, smaller batches accumulated:")
+    shown = table("part", *(f">{rows} row{'s' if rows > 1 else ''}" for rows in batches))
+    for part in dict.fromkeys(part for estimate in estimates for part in estimate.parts):
+        shown.add_row(part, *(size_text(estimate.parts.get(part, 0)) for estimate in estimates))
+    shown.add_row("total", *(size_text(estimate.total) for estimate in estimates), style="bold")
+    console().print(shown)
+    if estimates[0].guessed:
+        say(f"{estimates[0].guessed} values have a size that the graphs do not tell; their inputs' is taken.")
 
 
 def _own_interfaces(manifest: Manifest) -> None:

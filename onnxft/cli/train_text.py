@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from onnxft.training.loop import Run, Start
+    from onnxft.training.outcome import Run, Start
 
 
 def banner(start: Start) -> None:
@@ -42,6 +42,8 @@ def banner(start: Start) -> None:
             f"           {start.rows_left_out} rows of each epoch are left out: {why_unweighted(manifest)}, "
             f"so a short batch cannot be padded"
         )
+    if start.memory is not None:
+        click.echo(f"memory     {start.memory.line}")
     click.echo(f"run        {start.directory}")
 
 
@@ -59,6 +61,8 @@ def summary(run: Run) -> None:
         click.echo(f"{name:<20}{run.before[name]:>10.4g}{value:>12.4g}{mark}")
     if run.best_epoch == 0:
         click.echo(f"No epoch was better than the start in {run.metric}: the best weights are those before training.")
+    if run.memory:
+        click.echo(f"\nmemory     {run.memory}")
     click.echo("\nwritten")
     for file in run.files:
         click.echo(f"  {run.directory / file}")

@@ -21,7 +21,7 @@ from onnxft.runtime.processes import Share
 
 T = TypeVar("T")
 
-_AHEAD = 2
+AHEAD = 2
 """Batches that each thread has ready or in work."""
 
 
@@ -71,7 +71,7 @@ def read_ahead(calls: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxft-data")
     ahead: deque[Future[T]] = deque()
     try:
-        ahead.extend(pool.submit(call) for call in islice(following, _AHEAD * workers))
+        ahead.extend(pool.submit(call) for call in islice(following, AHEAD * workers))
         while ahead:
             result = ahead.popleft().result()
             ahead.extend(pool.submit(call) for call in islice(following, 1))

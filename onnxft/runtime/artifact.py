@@ -72,12 +72,8 @@ def check_parameters(manifest: Manifest, values: Arrays) -> dict[str, Array]:
     return typed
 
 
-def memory_estimate(directory: Path, manifest: Manifest) -> dict[str, int]:
-    """{what: bytes} that weights and state take while training; activations come on top.
-
-    Trained tensors are counted once. Providers that bind their buffers hold two of each, and gradients
-    only lie in memory of their own where steps are accumulated or clipped.
-    """
+def weight_bytes(directory: Path, manifest: Manifest) -> dict[str, int]:
+    """{what: bytes} that weights and state take while training, each counted once; activations come on top."""
     trained = sum(_bytes(p.shape, p.dtype) for p in manifest.parameters)
     ports = {p.name: p for graph in manifest.graphs.values() for p in graph.inputs if p.role == "state"}
     state = sum(_bytes(p.shape, p.dtype) for p in ports.values())

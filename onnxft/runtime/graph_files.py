@@ -6,12 +6,11 @@ Only the protobuf fields that lead to tensors and nodes are followed; everything
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from onnxft.errors import ArtifactError
+from onnxft.runtime.protobuf import Message, reading
 
 MESSAGES: dict[str, dict[int, str]] = {
     # message of onnx.proto: {number of a field: its message}
@@ -40,60 +39,11 @@ def check_graph(path: Path, beside: Collection[str]) -> None:
     Raises:
         ArtifactError: the file is no ONNX model, or would make the runtime read another file than one of `beside`.
     """
-    if path.stat().st_size == 0:
-        raise ArtifactError(f"'{path}' is empty. Export the artifact again.")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            _check(_Part(data, 0, len(data)), path, beside)
-        except (IndexError, UnicodeDecodeError, RecursionError) as err:
-            raise ArtifactError(f"'{path}' is not an ONNX model: {err}. Export the artifact again.") from None
+    with reading(path) as model:
+        _check(model, path, beside)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A message: bytes `start` to `end` of a file."""
-
-    data: mmap.mmap
-    start: int
-    end: int
-
-    def fields(self) -> Iterator[tuple[int, _Part]]:
-        """(number, contents) of every length-delimited field; numbers of other types are passed over."""
-        at = self.start
-        while at < self.end:
-            tag, at = self._varint(at)
-            match tag & 7:
-                case 0:
-                    _, at = self._varint(at)
-                case 1:
-                    at += 8
-                case 5:
-                    at += 4
-                case 2:
-                    length, at = self._varint(at)
-                    if at + length > self.end:
-                        raise IndexError("a field ends behind its message")
-                    yield tag >> 3, _Part(self.data, at, at + length)
-                    at += length
-                case other:
-                    raise IndexError(f"a field has the wire type {other}")
-
-    def text(self) -> str:
-        return self.data[self.start : self.end].decode()
-
-    def _varint(self, at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            if at >= self.end or shift > 63:
-                raise IndexError("a number ends behind its message")
-            byte = self.data[at]
-            value |= (byte & 127) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 128:
-                return value, at
-
-
-def _check(root: _Part, path: Path, beside: Collection[str]) -> None:
+def _check(root: Message, path: Path, beside: Collection[str]) -> None:
     waiting = [(root, "ModelProto", 0)]
     while waiting:
         part, message, depth = waiting.pop()

@@ -8,11 +8,10 @@ counterpart for is refused.
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from onnxft.runtime.rates import by_group
 if TYPE_CHECKING:
     from onnxft.runtime.checkpoint import Snapshot
 
+_PIECE = 2**20
 _WEIGHTS_SUFFIX = Path(PARAMETERS_FILE).suffix
 STEP = "step"
 """Number of updates in the state of onnxruntime-training's optimizer."""
@@ -167,14 +167,17 @@ def _frozen_digest(infer: Path, manifest: Manifest) -> str:
         added = {p.name for p in manifest.parameters if p.merge is not None}  # their places are those of frozen weights
         trained = [t.inference for t in manifest.weights if t.inference is not None and t.name not in added]
         places = [place for place in trained if place.file == file.name]
-        with (
-            file.open("rb") as opened,
-            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data) as view,  # so that nothing is copied
-        ):
-            at = 0
+        with file.open("rb") as opened:
             for place in sorted(places, key=lambda p: p.offset):
-                digest.update(view[at : place.offset])
-                at = place.offset + place.length
-            digest.update(view[at:])
+                for piece in _pieces(opened, place.offset):
+                    digest.update(piece)
+                opened.seek(max(opened.tell(), place.offset + place.length))
+            for piece in _pieces(opened, file.stat().st_size):
+                digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """What lies before `end`, a little at a time: a mapped file would count as memory of this process."""
+    while (wanted := min(end - file.tell(), _PIECE)) > 0 and (piece := file.read(wanted)):
+        yield piece

@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from onnxft.errors import ConfigError, near
+from onnxft.memory import size_of
 from onnxft.runtime.execution import Precision
 from onnxft.runtime.providers import AUTO
 from onnxft.training.metrics import BETTER
@@ -58,8 +59,10 @@ class TrainConfig:
     """Threads that read batches ahead; 0: none. Batches do not depend on it."""
     cache: str = "auto"
     """Where the features of the frozen part are kept after they were computed once: auto, memory, disk or off."""
-    cache_memory: int | None = None
-    """MiB that they may take in memory; None: a quarter of this machine's."""
+    cache_memory: int | str | None = None
+    """What they may take in memory, `512MB`, a bare number in MiB; None: a quarter of this machine's."""
+    memory_budget: int | str | None = None
+    """What this process may take in memory, likewise: batches are divided so that it does; None: no limit."""
     epochs: int = 10
     """Passes over the training data."""
     lr: float = 1e-3
@@ -123,7 +126,9 @@ class TrainConfig:
             raise ConfigError(f"unknown schedule {self.schedule!r}.{near(self.schedule, SCHEDULES)}")
         if self.cache not in CACHES:
             raise ConfigError(f"unknown cache {self.cache!r}.{near(self.cache, CACHES)}")
-        _require(self, "cache_memory", "at least 0", lambda v: v >= 0)
+        for name in ("cache_memory", "memory_budget"):
+            if (size := getattr(self, name)) is not None:
+                size_of(size, name)
         if self.metric is not None and self.metric not in BETTER:
             raise ConfigError(f"unknown metric {self.metric!r}.{near(self.metric, BETTER)}")
         for name in ("epochs", "accumulate", "batch_size", "threads", "processes", "patience", "step_size"):

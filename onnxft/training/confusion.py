@@ -18,6 +18,7 @@ MOST_DRAWN = 50
 """Classes up to which there is a picture: more cannot be read."""
 _MOST_COUNTED = 1000
 """Classes up to which there is a table: a vocabulary squared is no help to anyone."""
+_DPI = 110
 _LONGEST_NAME = 24
 _CORNER = "label / predicted"
 
@@ -70,7 +71,7 @@ class Confusion:
         from matplotlib.figure import Figure
 
         size = len(self.names)
-        cell = max(0.32, min(1.1, 9 / size))
+        cell = _cell(size)
         side = size * cell
         # Only the cells fill the figure: the rest lies around it, and the picture is cut to what there is.
         figure = Figure(figsize=(side, side))
@@ -101,8 +102,18 @@ class Confusion:
         png = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # of a script that the font lacks: a box is shown for it
-            figure.savefig(png, format="png", dpi=110, bbox_inches="tight", pad_inches=0.2)
+            figure.savefig(png, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.2)
         return png.getvalue()
+
+
+def pixels(classes: int) -> int:
+    """Of the picture of so many classes; 0 where there is none."""
+    return round((classes * _cell(classes) * _DPI) ** 2) if 0 < classes <= MOST_DRAWN else 0
+
+
+def _cell(size: int) -> float:
+    """Inches of the side of a cell."""
+    return max(0.32, min(1.1, 9 / size))
 
 
 def _short(name: str) -> str:

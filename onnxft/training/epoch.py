@@ -24,11 +24,11 @@ def update(session: TrainSession, group: list[Batch], plan: Plan, position: Posi
     rate, decay = plan.rates(position.step)
     max_norm = math.inf if config.clip_norm is None else config.clip_norm
     max_value = math.inf if config.clip_value is None else config.clip_value
-    if len(group) == 1:
+    if len(group) == 1 and config.accumulate == 1:
         with plan.naming_batch(position, 0):
             results = [session.step(group[0], lr=rate, weight_decay=decay, max_norm=max_norm, max_value=max_value)]
         _require_finite(results, position, lr)
-    else:
+    else:  # a last short group too: the graph of a single step would take an arena of its own
         results = []
         for place, batch in enumerate(group):
             with plan.naming_batch(position, place):

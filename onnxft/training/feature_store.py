@@ -8,10 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxft.data.dataset import Array, Batch
+from onnxft.data.dataset import Array, Batch, Dataset
+from onnxft.data.stream import Stream
 from onnxft.files import new_directory, sha256, write_atomically
+from onnxft.manifest import Manifest
+from onnxft.memory import physical_memory, size_of
+from onnxft.runtime.artifact import feature_bytes
+from onnxft.training.config import TrainConfig
 
 _RECORD = "features.json"
+_PART_OF_MEMORY = 4
+"""Features may take a quarter of this machine's memory unless a budget is given."""
+
+
+def bytes_in_memory(manifest: Manifest, config: TrainConfig, data: Dataset | Stream) -> int:
+    """What the kept features of a data set will take of this process; 0 where they are on disk or not kept."""
+    if not manifest.features or isinstance(data, Stream) or config.buckets or config.cache in ("off", "disk"):
+        return 0
+    size = len(data) * feature_bytes(manifest)
+    return size if size <= limit(config) or config.cache == "memory" else 0
+
+
+def limit(config: TrainConfig) -> int:
+    """Bytes that the features of a data set may take in memory."""
+    given = config.cache_memory
+    return (physical_memory() or 0) // _PART_OF_MEMORY if given is None else size_of(given)
 
 
 def in_memory(batches: Iterable[Batch], like: Batch, rows: int) -> dict[str, Array]:

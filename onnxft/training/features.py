@@ -23,16 +23,14 @@ from onnxft.data.loading import Loader, RowLoader, read_ahead
 from onnxft.errors import ConfigError, WriteError
 from onnxft.files import sha256
 from onnxft.manifest import Manifest
-from onnxft.memory import physical_memory, size_text
+from onnxft.memory import size_text
 from onnxft.runtime.session import TrainSession
-from onnxft.training.feature_store import found, in_memory, on_disk
+from onnxft.training.feature_store import found, in_memory, limit, on_disk
 from onnxft.training.plan import Plan
 from onnxft.training.progress import Progress
 
 FOLDER = "features"
 """Of the run directory."""
-_PART_OF_MEMORY = 4
-"""Features may take a quarter of this machine's memory unless a budget is given."""
 
 
 class KeptRows:
@@ -167,13 +165,12 @@ def _keep(
 
 def _choose(plan: Plan, size: int, folder: Path, rows: int, progress: Progress) -> str | None:
     """`memory` or `disk`; None where they fit in neither, which is an error where one of them was asked for."""
-    mode, budget = plan.config.cache, plan.config.cache_memory
-    limit = (physical_memory() or 0) // _PART_OF_MEMORY if budget is None else budget * 2**20
-    if mode == "memory" or (mode == "auto" and size <= limit):
-        if mode == "memory" and size > limit:
+    mode, room = plan.config.cache, limit(plan.config)
+    if mode == "memory" or (mode == "auto" and size <= room):
+        if mode == "memory" and size > room:
             raise ConfigError(
                 f"the features of {rows:,} rows have {size_text(size)}, and cache 'memory' may take "
-                f"{size_text(limit)}. Raise cache_memory, or use cache 'disk'."
+                f"{size_text(room)}. Raise cache_memory, or use cache 'disk'."
             )
         return "memory"
     existing = next(parent for parent in folder.absolute().parents if parent.exists())

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,10 @@ from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.memory import resident_bytes
-from onnxft.runtime.engine import Placement
 from onnxft.runtime.mpi import joined, require_size
 from onnxft.runtime.providers import AUTO
 from onnxft.runtime.session import TrainSession
+from onnxft.training.budget import MemoryPlan
 from onnxft.training.config import EXECUTION, TrainConfig, resumed
 from onnxft.training.epoch import evaluate, keep_equal, kept_weights, update
 from onnxft.training.features import keep_features
@@ -28,6 +28,7 @@ from onnxft.training.interrupt import Interrupt
 from onnxft.training.log import Log
 from onnxft.training.metrics import BETTER
 from onnxft.training.opening import asked_for, opened
+from onnxft.training.outcome import Run, Start
 from onnxft.training.plan import Plan
 from onnxft.training.position import Position
 from onnxft.training.progress import Progress, Several, number
@@ -44,64 +45,6 @@ from onnxft.training.records import (
 )
 from onnxft.training.tensorboard import EventFiles, require_tensorboard
 from onnxft.training.warm_start import begin_with
-
-
-@dataclass(frozen=True)
-class Start:
-    """What is known when the session is open and before the first step."""
-
-    manifest: Manifest
-    placement: Placement
-    config: TrainConfig
-    directory: Path
-    batch_size: int
-    data: str
-    """What is trained on."""
-    rows: int | None
-    """Its rows; None where they are not known before."""
-    batches: int
-    """Batches of the first epoch."""
-    rows_left_out: int
-    """Rows that each epoch leaves out: where rows cannot be weighted, a short batch cannot be padded."""
-    evaluated: str | None
-    """What is evaluated on; None: the training data."""
-    rows_evaluated: int | None
-    classes: tuple[str, ...]
-    weights: str | None = None
-    """Which weights it begins with, and how many of what is trained they are; None: the artifact's."""
-    processes: int = 1
-    """Processes that train together, each on `batch_size` rows of a batch."""
-    taken_up: str | None = None
-    """From where the run goes on with another generator, and with which; None: with the one it had."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came out of a training run."""
-
-    directory: Path
-    config: TrainConfig
-    """What was asked for, as it was recorded."""
-    end: Literal["complete", "early", "interrupted"]
-    """All epochs made, stopped by `patience`, or stopped by Ctrl-C."""
-    split: Literal["val", "train"]
-    """What was evaluated; `train` where there is no validation data."""
-    provider: str
-    """What ran it."""
-    metric: str
-    """What chose the best epoch."""
-    before: dict[str, float]
-    """{metric: value} before training."""
-    after: dict[str, float]
-    """{metric: value} of the best epoch."""
-    best_epoch: int
-    """0 where no epoch was better than the start."""
-    epochs: int
-    """Epochs made."""
-    files: tuple[str, ...]
-    """What was written, relative to `directory`."""
-    process: int = 0
-    """Number of the process that gives it; what several have in common is told by the first, 0."""
 
 
 def run(
@@ -138,10 +81,14 @@ def run(
         asked = partial(_asked, artifact, data, config, val, run_dir, resume)
         place, manifest, effective, directory = processes.from_first(asked)
         require_size(effective.processes or 1, processes)
-        with opened(place, manifest, effective, data, val, processes) as (session, rows, held):
+        with opened(place, manifest, effective, data, val, processes, as_it_is=resume) as found:
+            effective = found.config
             if effective.provider == AUTO:
-                effective = replace(effective, provider=session.placement.obtained)
-            return train(session, rows, held, effective, directory, progress, resume=resume, announce=announce)
+                effective = replace(effective, provider=found.session.placement.obtained)
+            return train(
+                found.session, found.data, found.val, effective, directory, progress, resume=resume, announce=announce,
+                memory=found.memory,
+            )  # fmt: skip
 
 
 def _asked(
@@ -178,7 +125,7 @@ def _start(session: TrainSession, plan: Plan, directory: Path, weights: str | No
     return Start(
         session.manifest, session.placement, plan.config, directory, session.batch_size, plan.data.source,
         plan.data.rows, plan.batches[0], plan.rows_left_out, own.source if own else None, own.rows if own else None,
-        plan.classes, weights, session.processes.size, taken_up,
+        plan.classes, weights, session.processes.size, plan.memory, taken_up,
     )  # fmt: skip
 
 
@@ -192,6 +139,7 @@ def train(
     *,
     resume: bool = False,
     announce: Callable[[Start], None] | None = None,
+    memory: MemoryPlan | None = None,
 ) -> Run:
     """Train an open session and record everything in `run_dir`.
 
@@ -205,6 +153,7 @@ def train(
         progress: shows the run; None shows nothing.
         resume: continue from checkpoints/last, bit for bit where the provider is deterministic.
         announce: called once before the first step.
+        memory: what the run is expected to take, to be told and compared.
 
     Raises:
         DataError: the data does not fit the model.
@@ -219,7 +168,7 @@ def train(
             f"ema is {config.ema}, but the artifact '{session.manifest.name}' has no graph for averages of the "
             "parameters. Leave ema out, or export again with the native generator."
         )
-    plan, processes = Plan.make(session, data, val, config), session.processes
+    plan, processes = replace(Plan.make(session, data, val, config), memory=memory), session.processes
     plan.require_same(processes)
     with keeping(run_dir) if processes.rank == 0 else nullcontext():
         records, position, where = processes.from_first(lambda: _begin(session, plan, run_dir, resume, announce))
@@ -259,6 +208,8 @@ def _train(
     if processes.rank == 0:
         told = Log(run_dir / "train.log")
         told.begin(session, config, where)
+        if plan.memory is not None:
+            told.say(f"memory {plan.memory.line}")
         shown, log = [progress, told], told
         if config.tensorboard:
             shown.append(EventFiles(run_dir, position.step, known=bool(records.rows)))
@@ -286,14 +237,16 @@ def _train(
 def _interrupted(session: TrainSession, plan: Plan, position: Position, records: Records, log: Progress) -> Run:
     records.save_checkpoint(session, position)
     log.say(f"interrupted in epoch {position.epoch + 1} after batch {position.batch}: checkpoint")
-    return _result(records, plan, position, "interrupted", session.loss_scale.skipped)
+    return _result(records, plan, position, "interrupted", session)
 
 
 def _finish(session: TrainSession, plan: Plan, position: Position, records: Records, log: Progress) -> Run:
     for note in records.finish(session, position.best_epoch):
         log.say(note)
     end: Literal["complete", "early"] = "complete" if position.epoch >= plan.config.epochs else "early"
-    run = _result(records, plan, position, end, session.loss_scale.skipped)
+    run = _result(records, plan, position, end, session)
+    if run.memory:
+        log.say(f"memory {run.memory}")
     log.say(f"{run.end} after epoch {run.epochs}, best epoch {run.best_epoch}: {_metrics(run.after)}")
     return run
 
@@ -377,7 +330,11 @@ def _timing(epoch: int, speed: Row, evaluation_seconds: float) -> Row:
 
 
 def _result(
-    records: Records, plan: Plan, position: Position, end: Literal["complete", "early", "interrupted"], skipped: int
+    records: Records,
+    plan: Plan,
+    position: Position,
+    end: Literal["complete", "early", "interrupted"],
+    session: TrainSession,
 ) -> Run:
     before, after, last = (
         {k.removeprefix(f"{plan.split}_"): v for k, v in records.rows[epoch].items() if k.startswith(f"{plan.split}_")}
@@ -385,7 +342,8 @@ def _result(
     )
     records.summarize({
         "end": end, "epochs": {"asked": plan.config.epochs, "made": position.epoch}, "updates": position.step,
-        "updates_left_out": skipped,
+        "updates_left_out": session.loss_scale.skipped,
+        **({} if plan.memory is None else {"memory": plan.memory.record(session.peak_bytes)}),
         "provider": {"asked": plan.placement.requested, "obtained": plan.placement.obtained}, "evaluated": plan.split,
         "artifacts": position.history, "metric": plan.metric, "best_epoch": position.best_epoch,
         "before": before, "best": after, "last": last,
@@ -393,4 +351,5 @@ def _result(
     return Run(
         records.directory, plan.config, end, plan.split, plan.placement.obtained, plan.metric, before, after,
         position.best_epoch, position.epoch, records.files,
+        "" if plan.memory is None else plan.memory.outcome(session.peak_bytes),
     )  # fmt: skip

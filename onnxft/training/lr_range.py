@@ -109,10 +109,10 @@ def find_lr(
     require_alone(effective.processes, "the range test")
     out = next_directory(Path("runs"), f"{manifest.name}-lr") if directory is None else Path(directory)
     require_new(out)
-    with opened(place, manifest, effective, data, val) as (session, rows, held):
-        plan = Plan.make(session, rows, held, effective)
-        begin_with(session, effective)
-        found = sweep(session, plan, progress=progress)
+    with opened(place, manifest, effective, data, val) as start:
+        plan = Plan.make(start.session, start.data, start.val, start.config)
+        begin_with(start.session, start.config)
+        found = sweep(start.session, plan, progress=progress)
     write_atomically(out / "lr_range.csv", to_csv(found))
     if can_plot():
         write_atomically(out / "lr_range.png", plot_lr_range(found))

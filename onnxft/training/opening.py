@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from onnxft.data.subset import split
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.named_code import names_code
+from onnxft.runtime.artifact import load_artifact
+from onnxft.runtime.memory_estimate import base_bytes
 from onnxft.runtime.processes import ALONE, Processes
 from onnxft.runtime.session import TrainSession
+from onnxft.training.budget import Expected, MemoryPlan
 from onnxft.training.config import TrainConfig
 from onnxft.training.plan import open_dimension
 
@@ -37,6 +40,20 @@ def asked_for(
     return place, Manifest.load(place), asked
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What a run begins with."""
+
+    session: TrainSession
+    data: Dataset | Stream
+    """What is trained on."""
+    val: Dataset | Stream | None
+    """What is evaluated on if that is something else."""
+    config: TrainConfig
+    """With what a budget of memory has chosen."""
+    memory: MemoryPlan
+
+
 @contextmanager
 def opened(
     place: Path,
@@ -45,15 +62,23 @@ def opened(
     data: Data | None,
     val: Data | None,
     processes: Processes = ALONE,
-) -> Iterator[tuple[TrainSession, Dataset | Stream, Dataset | Stream | None]]:
-    """An open session, what to train on, and what to evaluate on if that is something else."""
+    *,
+    as_it_is: bool = False,
+) -> Iterator[Opened]:
+    """Data, and a session on the artifact; `as_it_is` for a resumed run, whose budget of memory has chosen already."""
     rows, held = _open_data(config, manifest, data, val)
+    dimensions = _dimensions(config, manifest)
+    expected = Expected(place, manifest, config, dimensions, rows, held, processes.size, base_bytes())
+    if config.memory_budget is not None and not as_it_is:
+        load_artifact(place)  # its graphs are read, so they are checked first
+        expected = expected.fitted()
+    config = expected.config
     with TrainSession(
         place,
         config.provider,
         threads=config.threads,
         batch_size=config.batch_size,
-        dimensions=_dimensions(config, manifest),
+        dimensions=dimensions,
         seed=config.seed,
         precision=config.precision,
         device=config.device,
@@ -61,7 +86,7 @@ def opened(
         strict=config.strict,
         processes=processes,
     ) as session:
-        yield session, rows, held
+        yield Opened(session, rows, held, config, expected.plan(session.placement.obtained))
 
 
 def _named(data: object) -> bool:

@@ -26,6 +26,7 @@ from onnxft.runtime.engine import Placement
 from onnxft.runtime.processes import Processes
 from onnxft.runtime.rates import Rate, by_group
 from onnxft.runtime.session import TrainSession
+from onnxft.training.budget import MemoryPlan
 from onnxft.training.config import TrainConfig
 from onnxft.training.metrics import default_metric, names
 from onnxft.training.position import Position, Stage
@@ -54,6 +55,8 @@ class Plan:
     origin: dict[str, str]
     stage: Stage
     """What the artifact makes of a run that it begins."""
+    memory: MemoryPlan | None = None
+    """What the run is expected to take."""
 
     @classmethod
     def make(cls, session: TrainSession, data: Data, val: Data | None, config: TrainConfig) -> Plan:

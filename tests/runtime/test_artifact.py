@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from onnxft.errors import ArtifactError
 from onnxft.files import sha256
-from onnxft.runtime.artifact import load_artifact, memory_estimate
+from onnxft.runtime.artifact import load_artifact, weight_bytes
 from onnxft.runtime.session import TrainSession
 
 
@@ -97,9 +97,9 @@ def test_a_copy_of_an_artifact_is_one(artifact: Path) -> None:
     assert load_artifact(artifact).name == "mlp"
 
 
-def test_the_memory_estimate_counts_bytes(artifact: Path) -> None:
+def test_weights_and_state_are_counted(artifact: Path) -> None:
     values = 7 * 11 + 11 + 11 * 6 + 6 + 6 * 5 + 5
-    assert memory_estimate(artifact, load_artifact(artifact)) == {
+    assert weight_bytes(artifact, load_artifact(artifact)) == {
         "trained parameters": 4 * values,
         "optimizer state": 8 * values,
         "gradients": 4 * values,

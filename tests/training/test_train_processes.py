@@ -43,9 +43,9 @@ def made(artifact, directory, options, processes=ALONE, *, data=DATA, val=None, 
     size = SIZE if number > 1 else 2 * SIZE
     config = TrainConfig.from_mapping({**BASE, **options, "batch_size": size, "processes": number})
     data = data(processes.rank) if callable(data) else data
-    with opened(artifact, Manifest.load(artifact), config, data, val, processes) as (session, rows, held):
-        made = train(session, rows, held, config, directory, progress, resume=resume)
-        return made, session.parameters
+    with opened(artifact, Manifest.load(artifact), config, data, val, processes) as start:
+        made = train(start.session, start.data, start.val, config, directory, progress, resume=resume)
+        return made, start.session.parameters
 
 
 def pair(artifact, directory, options, **more):

@@ -1,0 +1,206 @@
+"""How much memory a run will take, and batches so small that it keeps to a budget.
+
+A batch is divided into micro-batches whose gradients are added up, so that an update has the rows that were asked for:
+it is the same up to rounding, but that dropout draws other masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxft.data.dataset import Dataset
+from onnxft.data.loading import AHEAD
+from onnxft.data.stream import Stream
+from onnxft.errors import ConfigError
+from onnxft.manifest import Manifest
+from onnxft.memory import size_of, size_text
+from onnxft.runtime.batches import Sizes, combined
+from onnxft.runtime.memory_estimate import ACTIVATIONS, WRITING, MemoryEstimate, MemoryModel, Use, why_no_estimate
+from onnxft.training.config import TrainConfig
+from onnxft.training.confusion import pixels
+from onnxft.training.curves import can_plot
+from onnxft.training.feature_store import bytes_in_memory, limit
+
+MATPLOTLIB_BYTES = 40_000_000
+"""Of matplotlib with the picture of the curves; measured."""
+PIXEL_BYTES = 50
+"""That it takes for a pixel of the confusion matrix; measured."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run is expected to take of this process's memory."""
+
+    estimate: MemoryEstimate | None = None
+    why_not: str = ""
+    """Why there is no estimate."""
+    budget: int | None = None
+    """Bytes that it may take; None: no limit was set."""
+    picked: str = ""
+    """What the budget chose."""
+
+    @property
+    def line(self) -> str:
+        """What is expected, in a line."""
+        if self.estimate is None:
+            return f"not estimated: {self.why_not}"
+        of = "" if self.budget is None else f"; the budget is {size_text(self.budget)}"
+        return f"{self.estimate.line}{of}{self.picked and f': {self.picked}'}"
+
+    def outcome(self, measured: int | None) -> str:
+        """What was measured, against what was expected."""
+        if measured is None:
+            return "the system does not tell the peak of this process"
+        found = f"peak {size_text(measured)}"
+        if self.estimate is None:
+            return found
+        return f"{found}, estimated {size_text(self.estimate.total)} ({self.estimate.total / measured - 1:+.0%})"
+
+    def record(self, measured: int | None) -> dict[str, object]:
+        """For the summary of a run; bytes."""
+        return {
+            "measured": measured,
+            "estimate": None if self.estimate is None else self.estimate.total,
+            "parts": {} if self.estimate is None else self.estimate.parts,
+            "budget": self.budget,
+            "picked": self.picked,
+        }
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What can be said of the memory of a run when its data is open and its session is not yet."""
+
+    directory: Path
+    manifest: Manifest
+    config: TrainConfig
+    dimensions: Sizes
+    data: Dataset | Stream
+    val: Dataset | Stream | None
+    processes: int
+    base: int
+    """Bytes of this process."""
+    picked: str = ""
+
+    def plan(self, provider: str) -> MemoryPlan:
+        """The estimate, where it can be made for the provider that runs the graphs."""
+        reason = why_no_estimate(self.manifest, provider)
+        budget = None if self.config.memory_budget is None else size_of(self.config.memory_budget)
+        if reason:
+            return MemoryPlan(None, reason, budget, self.picked)
+        return MemoryPlan(self._estimate(self._model(), self.config), "", budget, self.picked)
+
+    def fitted(self) -> Expected:
+        """With the largest batches that keep to the configuration's budget.
+
+        Raises:
+            ConfigError: nothing does, which names the least that would do; or a budget cannot be kept here.
+        """
+        self._require_possible()
+        budget, model, config = size_of(self.config.memory_budget or 0), self._model(), self.config
+        rows = (config.batch_size or self.manifest.batch_size) * config.accumulate
+        asked = config.batch_size or self.manifest.batch_size
+        takes_the_rest = config.cache == "auto" and config.cache_memory is None
+        sizes = [n for n in range(asked, 0, -1) if rows % n == 0] if not self._why_whole else [asked]
+
+        def divided(size: int) -> TrainConfig:
+            # Features that may be on disk too take what is left, so none is counted here.
+            room = 0 if takes_the_rest else config.cache_memory
+            return replace(config, batch_size=size, accumulate=rows // size, cache_memory=room)
+
+        size = largest(sizes, lambda n: self._estimate(model, divided(n)).total <= budget)
+        if size is None:
+            ends = {n: self._estimate(model, divided(n)) for n in (sizes[0], sizes[-1])}
+            raise ConfigError(self._nothing_fits(budget, *min(ends.items(), key=lambda end: end[1].total)))
+        chosen = divided(size)
+        if takes_the_rest:
+            left = (budget - self._estimate(model, chosen).total) // len(self._kept_sets)
+            chosen = replace(chosen, cache_memory=min(left, limit(config)) // 2**20)
+        added = "" if chosen.accumulate == 1 else f", the gradients of {chosen.accumulate} added up for an update"
+        why = "as asked for" if size == asked else f"instead of {asked}, the most that fits"
+        return replace(self, config=chosen, picked=f"batches of {size} ({why}){added}")
+
+    def _model(self) -> MemoryModel:
+        return MemoryModel(self.directory, self.manifest, self.base)
+
+    def _estimate(self, model: MemoryModel, config: TrainConfig) -> MemoryEstimate:
+        batch = config.batch_size or self.manifest.batch_size
+        use = Use(
+            accumulates=config.accumulate > 1 or self.processes > 1 or config.precision != "float32"
+            or config.clip_norm is not None or config.clip_value is not None,
+            evaluates=True, averages=config.ema is not None, saves=True, read_ahead=AHEAD * config.workers,
+        )  # fmt: skip
+        found = model.estimate(combined(self.manifest, batch, self.dimensions), use)
+        kept = sum(bytes_in_memory(self.manifest, config, d) for d in self._kept_sets)
+        more = self._drawing - found.parts.get(WRITING, 0)
+        if more > 0:  # checkpoints are written, and then pictures are drawn
+            found = found.with_part("drawing pictures", more)
+        return found.with_part("kept features", kept) if kept else found
+
+    @property
+    def _drawing(self) -> int:
+        """Bytes that the pictures at the end of a run take."""
+        loss = self.manifest.loss
+        classes = loss.num_classes or 0 if loss.kind == "cross_entropy" and not loss.per_position else 0
+        return MATPLOTLIB_BYTES + PIXEL_BYTES * pixels(classes) if can_plot() else 0
+
+    @property
+    def _kept_sets(self) -> list[Dataset | Stream]:
+        """What features may be kept of: what is evaluated, and what is trained on unless it is augmented."""
+        if self.val is None:
+            return [self.data]
+        return [self.val] if self.config.augment else [self.data, self.val]
+
+    @property
+    def _why_whole(self) -> str:
+        """Why a batch cannot be divided, as a clause; empty where it can."""
+        if self.manifest.buffers:
+            return f"BatchNorm '{self.manifest.buffers[0].layer}' trains on the statistics of a whole batch"
+        if self.manifest.loss.scalar:
+            return f"the model's loss '{self.manifest.loss.output}' is one number for a whole batch"
+        return ""
+
+    def _require_possible(self) -> None:
+        """ConfigError where memory is not known, or batches cannot be chosen."""
+        reason = why_no_estimate(self.manifest, self.config.provider)
+        if not reason and self.processes > 1:
+            reason = "several processes train together, whose batches are one"
+        if not reason and isinstance(self.data, Stream):
+            reason = f"the batches of {self.data.source} are made by code"
+        if reason:
+            raise ConfigError(
+                f"memory_budget is {self.config.memory_budget}, but {reason}. Leave it out, and set batch_size and "
+                "accumulate yourself."
+            )
+
+    def _nothing_fits(self, budget: int, size: int, least: MemoryEstimate) -> str:
+        """Why the budget is refused, where even batches of `size` rows take `least`."""
+        batches = f"batches of {size} row{'s' if size > 1 else ''}"
+        whole = f", which cannot be divided because {self._why_whole}" if self._why_whole else ""
+        return (
+            f"memory_budget {size_text(budget)} is too small: with {batches}{whole} the run takes {least.line}. "
+            f"Give it {size_text(least.total)}, or {_ways_out(least)}."
+        )
+
+
+def largest(sizes: list[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest of descending `sizes` that fits; None where none does.
+
+    The first is tried by itself: it may need no accumulators, which the others have. Of these smaller ones need less.
+    """
+    if fits(sizes[0]):
+        return sizes[0]
+    low, high = 1, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(sizes[middle]) else (middle + 1, high)
+    return sizes[low] if low < len(sizes) else None
+
+
+def _ways_out(least: MemoryEstimate) -> str:
+    """What would need less than the smallest batch, by what takes the most: choices that an export makes."""
+    if least.parts.get(ACTIVATIONS, 0) > least.total // 3:
+        return "keep fewer activations (onnxft export --recompute, or train less of the model with --method last:K)"
+    return "train fewer parameters (onnxft export --method head or lora)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxft.grad.rules.convolution_matrix import by_matrix, fits_matrix
 from onnxft.grad.rules.windows import windows
 from onnxft.graph.builder import Op, per_channel
@@ -12,7 +14,8 @@ def multiply_depthwise(op: Op) -> None:
     """Write each such convolution as the product that its gradients are, in place.
 
     The CPU provider is fast where the weight is constant: with one that is trained a convolution takes eight times as
-    long as the product, whose matrix the way back makes anyway. The old nodes stay without readers until the graph is
+    long as the product. Of more positions than the window has taps the matrices would be larger than the data, and the
+    convolution is not slower. The old nodes stay without readers until the graph is
     finished: the builder numbers its nodes by their count.
     """
     graph = op.builder.graph
@@ -22,7 +25,8 @@ def multiply_depthwise(op: Op) -> None:
         if x is None or w is None or not w.is_graph_input():
             continue
         over = windows(node, x, y, static_dims(w, 2))
-        if not fits_matrix(static_dims(w), over, group):
+        positions = math.prod(v.outputs for v in over)
+        if not fits_matrix(static_dims(w), over, group) or positions > math.prod(v.kernel for v in over):
             continue
         value = by_matrix(op, x, w, over, group)
         value = op.Add(value, per_channel(op, bias[0], y)) if bias and bias[0] is not None else value

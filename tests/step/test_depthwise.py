@@ -16,10 +16,10 @@ from onnxft.step.depthwise import multiply_depthwise
 @pytest.mark.parametrize(
     ("weight", "shape", "outputs", "attributes", "left"),
     [
-        ((6, 1, 5, 3), (6, 5), (5, 5), {"pads": [1, 1, 2, 1]}, []),
-        ((6, 1, 3, 3), (7, 6), (4, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}, []),
-        ((6, 1, 3), (9,), (7,), {"dilations": [1]}, []),
-        ((6, 1, 3, 3), (20, 18), (18, 16), {}, ["Conv"]),  # many positions
+        ((6, 1, 5, 3), (6, 3), (5, 3), {"pads": [1, 1, 2, 1]}, []),
+        ((6, 1, 3, 3), (5, 4), (3, 2), {"pads": [1, 1, 1, 1], "strides": [2, 2]}, []),
+        ((6, 1, 3), (6,), (2,), {"dilations": [2]}, []),
+        ((6, 1, 3, 3), (6, 5), (4, 3), {}, ["Conv"]),  # more positions than taps
         ((12, 1, 3, 3), (5, 4), (3, 2), {}, ["Conv"]),  # two filters a channel
         ((6, 3, 3, 3), (5, 4), (3, 2), {}, ["Conv"]),  # several channels a group
     ],

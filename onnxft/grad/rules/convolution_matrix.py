@@ -30,9 +30,12 @@ def fits_matrix(shape: Sequence[int], over: Sequence[Window], group: int) -> boo
 
 
 def by_matrix(op: Op, x: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
-    """y = x T^T, channel by channel: (C, N, I) (C, I, O) -> (C, N, O)"""
-    matrix, (_, size) = _matrix(op, w, over, group)
-    y = op.MatMul(_channels_first(op, x, size), swap_last_two(op, matrix))
+    """y = x T^T, channel by channel: (C, N, I) (C, I, O) -> (C, N, O)
+
+    T^T is not made of T, which the gradients read: a runtime would keep that until then, and it is large.
+    """
+    matrix, (size, _) = _matrix(op, w, over, group, transposed=True)
+    y = op.MatMul(_channels_first(op, x, size), matrix)
     return reshape(op, op.Transpose(y, perm=[1, 0, 2]), [dims(x)[0], group, *[v.outputs for v in over]])
 
 
@@ -51,22 +54,25 @@ def weight_by_matrix(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Seque
     return reshape(op, op.Gemm(flat, reshape(op, placed, [taps, outputs * size]), transB=1), dims(w))
 
 
-def _matrix(op: Op, w: ir.Value, over: Sequence[Window], group: int) -> tuple[ir.Value, tuple[int, int]]:
-    """T (C, O, I), and O and I"""
-    placed, (taps, outputs, size) = placement(op, w, over)
-    matrix = op.MatMul(reshape(op, w, [group, taps]), reshape(op, placed, [taps, outputs * size]))
-    return reshape(op, matrix, [group, outputs, size]), (outputs, size)
+def _matrix(
+    op: Op, w: ir.Value, over: Sequence[Window], group: int, *, transposed: bool = False
+) -> tuple[ir.Value, tuple[int, int]]:
+    """T (C, O, I), and O and I; `transposed`: T^T (C, I, O), and I and O"""
+    placed, (taps, rows, columns) = placement(op, w, over, transposed=transposed)
+    matrix = op.MatMul(reshape(op, w, [group, taps]), reshape(op, placed, [taps, rows * columns]))
+    return reshape(op, matrix, [group, rows, columns]), (rows, columns)
 
 
-def placement(op: Op, like: ir.Value, over: Sequence[Window]) -> tuple[ir.Value, tuple[int, int, int]]:
-    """placement (K, O, I) with the element type of `like`, and its shape
+def placement(
+    op: Op, like: ir.Value, over: Sequence[Window], *, transposed: bool = False
+) -> tuple[ir.Value, tuple[int, int, int]]:
+    """placement (K, O, I), or (K, I, O), with the element type of `like`, and its shape
 
     It is the product of the placements along each axis: the file has those alone, and the runtime folds the rest.
     """
-    first, *others = over
-    placed, shape = constant(op, _along(first), like), _along(first).shape
-    for v in others:
-        next_ = _along(v)
+    first, *others = [_along(v).swapaxes(1, 2) if transposed else _along(v) for v in over]
+    placed, shape = constant(op, first, like), first.shape
+    for next_ in others:
         k, o, i = (a * b for a, b in zip(shape, next_.shape, strict=True))
         outer = reshape(op, placed, [shape[0], 1, shape[1], 1, shape[2], 1])
         inner = constant(op, next_[None, :, None, :, None, :], like)

@@ -145,12 +145,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def artifacts(options: Any) -> dict[str, Path]:
     """{task: its artifact}, exported where need be."""
-    from benchmark_tasks import chosen, tell
+    from benchmark_tasks import CACHED, chosen, tell
 
     from onnxft.manifest import FILE_NAME
 
     found = {}
-    for task in chosen(options.tasks):
+    # A cached task has the artifact of the task that it is named after.
+    for task in (task for task in chosen(options.tasks) if not task.name.endswith(CACHED)):
         found[task.name] = options.artifacts / task.name
         if not (options.keep and (found[task.name] / FILE_NAME).is_file()):
             tell(f"{task.name}: ", "exporting")

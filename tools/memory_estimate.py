@@ -80,7 +80,7 @@ def run(artifact: Path, case: Case) -> dict[str, int]:
     config = {"epochs": 2, "threads": 2, "lr": 1e-4, "metric": "loss", "batch_size": case.batch_size}
     with TemporaryDirectory() as folder:
         made = train(artifact, data, {**config, "accumulate": case.accumulate}, run_dir=Path(folder) / "run")
-        memory: dict[str, int] = json.loads((made.directory / "metrics.json").read_bytes())["memory"]
+        memory: dict[str, int] = json.loads((made.directory / "memory.json").read_bytes())
         return memory
 
 

@@ -140,7 +140,7 @@ class MemoryModel:
             roles["trunk"] = True
         if use.accumulates:
             roles |= {"gradients": True, "update": True}
-        if use.averages:
+        if use.averages and "average" in self._manifest.graphs:
             roles["average"] = True
         if use.evaluates:
             roles["eval"] = True

@@ -340,10 +340,11 @@ def _result(
         {k.removeprefix(f"{plan.split}_"): v for k, v in records.rows[epoch].items() if k.startswith(f"{plan.split}_")}
         for epoch in (0, position.best_epoch, position.epoch)
     )
+    if plan.memory is not None:
+        records.note_memory(plan.memory.record(session.peak_bytes))
     records.summarize({
         "end": end, "epochs": {"asked": plan.config.epochs, "made": position.epoch}, "updates": position.step,
         "updates_left_out": session.loss_scale.skipped,
-        **({} if plan.memory is None else {"memory": plan.memory.record(session.peak_bytes)}),
         "provider": {"asked": plan.placement.requested, "obtained": plan.placement.obtained}, "evaluated": plan.split,
         "artifacts": position.history, "metric": plan.metric, "best_epoch": position.best_epoch,
         "before": before, "best": after, "last": last,

@@ -10,6 +10,7 @@ checkpoints/last/         all that a resumed run needs
 model.onnx                inference model with the best weights
 adapter/                  of a model trained with LoRA: for peft and ONNX Runtime, with the best weights
 metrics.json              how the run ended: asked and obtained, metrics before, at the best epoch and at the last
+memory.json               what memory was estimated, by parts, and what it came to
 confusion_matrix.csv      counts of (label, predicted class) of the best epoch, where a row has one class
 confusion_matrix.png      the same as a picture, and
 curves.png                results.csv as one, where matplotlib is installed
@@ -53,6 +54,7 @@ Row = dict[str, float]
 T = TypeVar("T")
 _POSITION = "loop.json"
 _SUMMARY = "metrics.json"
+_MEMORY = "memory.json"
 _CONFUSION = "confusion_matrix.csv"
 _COMPLETE = "complete.json"
 """{file of the checkpoint: its SHA-256}, written last: without it a checkpoint is not complete.
@@ -61,9 +63,9 @@ That of results.csv is of the rows that were there: after a crash the file may h
 """
 _RESULTS, _TIMINGS = "results.csv", "timings.csv"
 _FILES = (
-    "model.onnx", "adapter/*", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _RESULTS, _TIMINGS,
-    "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml", "env.json",
-    "checkpoints/last",
+    "model.onnx", "adapter/*", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _MEMORY, _RESULTS,
+    _TIMINGS, "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml",
+    "env.json", "checkpoints/last",
 )  # fmt: skip
 
 
@@ -175,6 +177,10 @@ class Records:
     def summarize(self, summary: Mapping[str, object]) -> None:
         """Write metrics.json; what is not a number there is null."""
         write_atomically(self.directory / _SUMMARY, json.dumps(_without_nan(summary), indent=1).encode())
+
+    def note_memory(self, memory: Mapping[str, object]) -> None:
+        """Write memory.json, which differs between equal runs."""
+        write_atomically(self.directory / _MEMORY, json.dumps(memory, indent=1).encode())
 
     @property
     def files(self) -> tuple[str, ...]:

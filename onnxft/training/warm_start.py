@@ -46,7 +46,7 @@ def require_fit(session: TrainSession, values: dict[str, Array], source: str) ->
         ArtifactError: names the first value that is not trained here, or has another shape or type.
     """
     own = {**session.parameters, **session.buffers}
-    for name, value in values.items():
+    for name, value in sorted(values.items()):
         if name not in own:
             problem = f"'{name}' is not trained in '{session.manifest.name}' and would be lost. Export with it trained"
         elif value.shape != own[name].shape or value.dtype != own[name].dtype:

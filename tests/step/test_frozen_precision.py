@@ -14,6 +14,7 @@ import torch
 from onnx_models import random, save
 from safetensors.numpy import load_file
 from torch import nn
+from training_fake_session import StopAfter
 
 import onnxft
 from onnxft import api
@@ -23,6 +24,8 @@ from onnxft.runtime import sessions
 from onnxft.runtime.session import TrainSession
 from onnxft.step.frozen.narrow import narrow
 from onnxft.step.frozen.store import PRECISIONS, store_frozen
+from onnxft.training.loop import run
+from onnxft.training.outcome import Run
 
 NARROW = [p for p in PRECISIONS if p != "float32"]
 ROWS = 5
@@ -383,26 +386,36 @@ def test_adapters_are_merged_into_the_widened_weights(precision: str, tmp_path: 
     assert np.abs(adapted - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("cache", ["off", "memory"])
-def test_a_run_is_resumed_bit_for_bit_and_its_features_are_kept(cache: str, tmp_path: Path) -> None:
-    net, _ = linears()
-    artifact = onnxft.export(
-        net, torch.randn(4, 3, 6), tmp_path / "a", trainable=["head.*"], input_names=["x"], frozen_precision="int8"
-    )
-    assert Manifest.load(artifact).features
-    data = {"x": random(24, 3, 6), "labels": np.arange(24) % 4}
-    options = {"lr": 1e-2, "threads": 1, "cache": cache}
-    whole = onnxft.train(artifact, data, {**options, "epochs": 4}, run=tmp_path / "whole", progress=False)
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its frozen weights in int8; the last layer is trained."""
+    net, x = linears()
+    place = tmp_path_factory.mktemp("artifact") / "int8"
+    made = onnxft.export(net, x, place, trainable=["head.*"], input_names=["x"], frozen_precision="int8")
+    assert Manifest.load(made).features
+    return made
+
+
+def train(artifact: Path, place: Path, cache: str, **how: Any) -> Run:
+    data = {"x": random(4 * ROWS, 3, 6), "labels": np.arange(4 * ROWS) % 4}
+    return run(artifact, data, {"lr": 1e-2, "threads": 1, "cache": cache, "epochs": 4}, run_dir=place, **how)
+
+
+@pytest.mark.parametrize("cache", ["off", "memory", "disk"])
+def test_an_interrupted_run_goes_on_bit_for_bit(cache: str, artifact: Path, tmp_path: Path) -> None:
+    whole = train(artifact, tmp_path / "whole", "off")
+    assert train(artifact, tmp_path / "stopped", cache, progress=StopAfter(6)).end == "interrupted"
+    assert train(artifact, tmp_path / "stopped", cache, resume=True).end == "complete"
+    for name in ("results.csv", "weights/best.safetensors", "weights/last.safetensors", "model.onnx"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (whole.directory / name).read_bytes(), name
+
+
+def test_the_model_of_a_run_gives_what_the_session_gives(artifact: Path, tmp_path: Path) -> None:
+    x, whole = random(24, 3, 6, seed=4), train(artifact, tmp_path / "run", "auto")
     with TrainSession(artifact, threads=1) as session:
-        session.step({"x": data["x"][:4], "labels": data["labels"][:4]}, lr=1e-2)
-        session.save_checkpoint(tmp_path / "c")
-        before = session.parameters
-        session.step({"x": data["x"][4:8], "labels": data["labels"][4:8]}, lr=1e-2)
-        session.load_checkpoint(tmp_path / "c")
-        assert all(np.array_equal(before[name], value) for name, value in session.parameters.items())
         session.set_parameters(load_file(whole.directory / "weights" / "best.safetensors"))
-        (own,) = session.predict({"x": data["x"]}).values()
-    (best,) = ort.InferenceSession(whole.directory / "model.onnx").run(None, {"x": data["x"]})
+        (own,) = session.predict({"x": x}).values()
+    (best,) = ort.InferenceSession(whole.directory / "model.onnx").run(None, {"x": x})
     assert np.abs(own - best).max() < 1e-5
 
 

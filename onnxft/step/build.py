@@ -13,8 +13,10 @@ from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import GraphRole, Loss, Optimizer
 from onnxft.step.batch_norm import decompose, use_batch_statistics
 from onnxft.step.depthwise import multiply_depthwise
+from onnxft.step.fold import fold_batch_norm, fold_padding
 from onnxft.step.frozen.again import widen_again
 from onnxft.step.losses import LossTerms
+from onnxft.step.masks import multiply_masks
 from onnxft.step.optimizers import optimizer_transform
 from onnxft.step.recompute import recompute
 from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
@@ -42,6 +44,8 @@ def build_step(
     train.add_parameters(selection)
     train.add_buffers(selection)
     buffers = use_batch_statistics(train.op, {name: train.values[name] for name in selection.buffers})
+    fold_padding(train.op.builder.graph)
+    fold_batch_norm(train.op, [train.values[name] for name in selection.trainable])
     terms = train.add_loss(loss)
     xs = {name: train.values[name] for name in selection.trainable}
     before = set(train.model.graph)
@@ -53,8 +57,9 @@ def build_step(
     if recomputation and not again:
         raise nothing_recomputed(forward, recomputation)
     widen_again(train.op, before, forward.stored)
+    multiply_masks(train.op, before, xs.values(), terms.loss_sum)
     decompose(train.op)
-    multiply_depthwise(train.op)
+    multiply_depthwise(train.op, xs.values())
     return {
         "gradients": _gradients_graph(train, terms, gradients, buffers),
         "update": _update_graph(forward, selection, optimizer),

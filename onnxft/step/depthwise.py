@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+import onnx_ir as ir
 
 from onnxft.grad.rules.convolution_matrix import by_matrix, fits_matrix
 from onnxft.grad.rules.windows import windows
 from onnxft.graph.builder import Op, per_channel
 from onnxft.graph.shapes import dims, set_dims, static_dims
+from onnxft.graph.walk import after
 
 
-def multiply_depthwise(op: Op) -> None:
+def multiply_depthwise(op: Op, parameters: Iterable[ir.Value]) -> None:
     """Write each such convolution as the product that its gradients are, in place.
 
     The CPU provider is fast where the weight is constant: with one that is trained a convolution takes eight times as
@@ -19,10 +23,11 @@ def multiply_depthwise(op: Op) -> None:
     finished: the builder numbers its nodes by their count.
     """
     graph = op.builder.graph
+    trained = after(graph, parameters)
     for node in [node for node in graph if node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1]:
         x, w, *bias = node.inputs
         y, group = node.outputs[0], node.attributes.get_int("group", 1)
-        if x is None or w is None or not w.is_graph_input():
+        if x is None or w not in trained:
             continue
         over = windows(node, x, y, static_dims(w, 2))
         positions = math.prod(v.outputs for v in over)

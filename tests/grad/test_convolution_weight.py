@@ -32,7 +32,8 @@ def weight_gradient(variant, case):
 
 def fits(variant, case):
     _, w, *_ = case.inputs
-    if variant in (convolution_weight.depthwise, convolution_weight.weight_by_matrix):
+    depthwise = "depthwise", "depthwise_by_rows", "weight_by_matrix"
+    if variant.__name__ in depthwise:
         return case.attrs["group"] == w[0] and w[1] == 1
     if variant is convolution_weight.pointwise_at_once:
         return case.note == "pointwise"
@@ -68,7 +69,9 @@ def test_variant_agrees_with_torch(variant, case):
         ((256, 64, 1, 1), 56, 1, 1, 1, "product_per_tap"),
         ((256, 64, 1, 1), 56, 1, 2, 1, "product_per_tap"),
         ((672, 1, 5, 5), 12, 5, 1, 672, "weight_by_matrix"),
-        ((672, 1, 5, 5), 13, 5, 1, 672, "depthwise"),
+        ((672, 1, 5, 5), 13, 5, 1, 672, "depthwise_by_rows"),
+        ((32, 1, 3, 3), 192, 3, 2, 32, "depthwise_by_rows"),
+        ((32, 1, 3, 3), 193, 3, 2, 32, "depthwise"),
         ((64, 1, 3, 3), 8, 3, 1, 32, "product_of_taps"),
     ],
 )

@@ -43,7 +43,7 @@ def test_multiply_depthwise(
     set_dims(y, ["batch", weight[0], *outputs])
     graph.outputs.append(y)
     before = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
-    multiply_depthwise(op)
+    multiply_depthwise(op, [w])
     assert dims(graph.outputs[0]) == ("batch", weight[0], *outputs)
     if left:
         assert graph.outputs[0] is y

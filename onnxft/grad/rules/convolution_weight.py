@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxft.grad.rules.convolution_matrix import fits_matrix, weight_by_matrix
+from onnxft.grad.rules.convolution_matrix import fits_matrix, placement, weight_by_matrix
 from onnxft.grad.rules.windows import Window, taps
 from onnxft.graph.builder import Op, reshape, swap_last_two
 from onnxft.graph.shapes import dims, static_dims
@@ -23,6 +23,10 @@ Variant = Callable[[Op, ir.Value, ir.Value, ir.Value, Sequence[Window], int], ir
 
 FEW_CHANNELS = 16
 """Below so many input channels a product for each tap is too thin for a matrix kernel."""
+
+
+MOST_POSITIONS_PER_TAP = 64
+"""Of a row, which `depthwise_by_rows` multiplies by all outputs of the row to keep those of its taps."""
 
 
 def convolution_weight(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
@@ -34,7 +38,10 @@ def choose(shape: Sequence[int], over: Sequence[Window], group: int) -> Variant:
     """The variant for a weight of the given shape (G * M, C, *kernel)."""
     m, c = shape[0] // group, shape[1]
     if group > 1 and m == c == 1:
-        return weight_by_matrix if fits_matrix(shape, over, group) else depthwise
+        if fits_matrix(shape, over, group):
+            return weight_by_matrix
+        row = over[-1]
+        return depthwise_by_rows if row.size <= MOST_POSITIONS_PER_TAP * row.kernel else depthwise
     # One product for each picture writes N * M * C sums a tap; one for all moves N * O * (M + C) values.
     at_once = group == 1 and m * c > math.prod(v.outputs for v in over) * (m + c)
     if at_once and all(v.kernel == v.stride == 1 and v.begin == v.end == 0 for v in over):
@@ -76,6 +83,21 @@ def depthwise(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Win
     return reshape(op, op.Concat(*columns, axis=1), dims(w))
 
 
+def depthwise_by_rows(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
+    """dG_i = sum of dy^T (x at tap i) over pictures and rows, (C, outputs, positions of a row),  dw[c, i, j] = sum of
+    dG_i[c] * placement[j],  for each tap i but those along rows: a product for a row of taps, of which it keeps a band
+    """
+    *others, row = over
+    placed, (taps, outputs, size) = placement(op, w, [row])
+    placed = reshape(op, placed, [taps, outputs * size])
+    dy = _rows(op, _pictures_within_channels(op, dy), outputs)
+    sums = []
+    for tap in all_taps(op, _pictures_within_channels(op, x), others):
+        products = op.MatMul(swap_last_two(op, dy), _rows(op, tap, size))
+        sums.append(op.Gemm(reshape(op, products, [group, outputs * size]), placed, transB=1))
+    return reshape(op, op.Concat(*sums, axis=1) if len(sums) > 1 else sums[0], dims(w))
+
+
 def product_per_tap(op: Op, x: ir.Value, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
     """dw[:, :, i] = sum over n of dy[n] (x at tap i)[n]^T, group by group"""
     grouped = _grouped(op, dy, group)
@@ -109,14 +131,24 @@ def _grouped(op: Op, x: ir.Value, group: int) -> ir.Value:
     return reshape(op, x, [*shape, math.prod(space)])
 
 
+def _pictures_within_channels(op: Op, x: ir.Value) -> ir.Value:
+    """(N, C, *space) -> (C, N, *space)"""
+    return op.Transpose(x, perm=[1, 0, *range(2, len(dims(x)))])
+
+
+def _rows(op: Op, x: ir.Value, size: int) -> ir.Value:
+    """(C, N, *space, size) -> (C, N * rows, size)"""
+    return reshape(op, x, [dims(x)[0], None, size])
+
+
 def _side_by_side(op: Op, x: ir.Value) -> ir.Value:
     """(N, C, *space) -> (C, N * O)"""
-    swapped = op.Transpose(x, perm=[1, 0, *range(2, len(dims(x)))])
-    return reshape(op, swapped, [dims(x)[1], None])
+    return reshape(op, _pictures_within_channels(op, x), [dims(x)[1], None])
 
 
 VARIANTS: tuple[Variant, ...] = (
     depthwise,
+    depthwise_by_rows,
     weight_by_matrix,
     pointwise_at_once,
     taps_at_once,

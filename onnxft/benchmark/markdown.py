@@ -13,10 +13,10 @@ from onnxft.benchmark.table import Column, Line, Table, detail_table, main_table
 def render(report: Report) -> str:
     """The verdict and the tables, with what was measured above and what went wrong below."""
     parts = ["# onnxft bench", _list((*header(report), report.started)), f"**{escape(verdict(report))}**"]
-    parts += [_table(table) for table in (main_table(report), *matrices(report))]
+    parts += [table_text(table) for table in (main_table(report), *matrices(report))]
     if notes(report):
         parts += ["## Notes", _list(note.text for note in notes(report))]
-    parts += [_table(detail_table(report))]
+    parts += [table_text(detail_table(report))]
     if versions(report):
         parts += ["## Versions", _list(versions(report))]
     return "\n\n".join(parts) + "\n"
@@ -31,7 +31,8 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!&~@])", r"\\\1", " ".join(text.split()))
 
 
-def _table(table: Table) -> str:
+def table_text(table: Table) -> str:
+    """A table under its title; that of the lines of a group below."""
     parts = [f"## {table.title}"]
     for group, lines in table.groups.items():
         parts += ([f"### {escape(group)}"] if group else []) + [_grid(table.columns, lines)]

@@ -77,6 +77,12 @@ def draw(name: str, title: str, size: tuple[float, float], paint: Callable[[Any]
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
 
 
+def standalone(element: str) -> str:
+    """What `draw` made, as a file of its own: dark ink on white."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return element.replace("<svg", f'<svg {spaces} style="color:#1b2026;background:#fff"', 1) + "\n"
+
+
 def _fitted(tag: str, name: str) -> str:
     """A tag for the page: HTML knows the name spaces, identifiers get a prefix, and ink is that of the page."""
     tag = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag)

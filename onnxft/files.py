@@ -23,8 +23,10 @@ def write_atomically(path: Path, data: bytes | bytearray) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to fill, which takes the place of `path` only when the block ends without error.
+
+    Unless `durable` it is not waited for until it is on the disk, for what can be made anew and is checked when read.
 
     Raises:
         WriteError: the system cannot write it; what was at `path` is still there.
@@ -36,10 +38,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             with beside.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+    if not durable:
+        return
     with _writing(path, "The new file is in its place, but may be lost if the power fails."):
         _sync_directory(path.parent)
 

@@ -25,7 +25,8 @@ def load_artifact(directory: Path) -> Manifest:
     manifest = Manifest.load(directory)
     # Graphs name files of weights themselves: a link anywhere in here could lead the runtime out.
     for entry in directory.rglob("*"):
-        if entry.is_symlink() or not entry.is_dir():
+        # What another process wrote to `cache` for a moment may be gone.
+        if entry.is_symlink() or (entry.exists() and not entry.is_dir()):
             check_regular(entry)
     for name, expected in manifest.files.items():
         check_regular(directory / name)

@@ -1,7 +1,7 @@
 """Where TensorRT keeps the engines and timings of an artifact: in a folder `cache` of its directory.
 
 An engine is code for the GPU, and an artifact may come from somebody else. So the folder bears a seal that only this
-user can make for this place; a folder without it is emptied before use.
+user can make for this place; a folder without it is emptied before use. `graph_cache` keeps its graphs beside it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def engine_cache(folder: Path | None) -> dict[str, str]:
     """
     if folder is None:
         return {"trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"}
-    place = str(_sealed(folder / FOLDER / "tensorrt"))
+    reason = "TensorRT keeps its engines there, unless --provider-option trt_engine_cache_enable=0."
+    place = str(sealed(folder / FOLDER / "tensorrt", reason))
     return {"trt_engine_cache_path": place, "trt_timing_cache_path": place}
 
 
-def _sealed(folder: Path) -> Path:
-    """The folder, emptied unless this user made it here."""
+def sealed(folder: Path, reason: str) -> Path:
+    """The folder, emptied unless this user made it here; a WriteError where it cannot be written ends with `reason`."""
     path = folder / _SEAL
     try:
-        seal = hmac.new(_secret(), os.fsencode(folder.resolve()), hashlib.sha256).hexdigest().encode()
+        seal = hmac.new(user_secret(), os.fsencode(folder.resolve()), hashlib.sha256).hexdigest().encode()
         if folder.is_symlink() or folder.parent.is_symlink() or not path.is_file() or path.read_bytes() != seal:
             _remove(folder)
             folder.mkdir(parents=True)
             write_atomically(path, seal)
     except OSError as err:
-        reason = "TensorRT keeps its engines there, unless --provider-option trt_engine_cache_enable=0."
         raise WriteError(folder, err.strerror or str(err), reason) from err
     return folder
 
@@ -55,7 +55,7 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _secret() -> bytes:
+def user_secret() -> bytes:
     """Random bytes of this user, made when first asked for."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "onnxft" / "secret"

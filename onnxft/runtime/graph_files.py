@@ -1,7 +1,8 @@
 """What a graph file reads outside itself, found without the onnx package before the runtime opens anything.
 
 A manifest and its hashes come from whoever made the artifact, so a graph that fits its hash may still name any file.
-Only the protobuf fields that lead to tensors and nodes are followed; everything else is skipped unread.
+Only the protobuf fields that lead to tensors and nodes are followed; everything else is skipped unread. Most nodes hold
+none of the words that a reference to a file needs, and are not walked through.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ MESSAGES: dict[str, dict[int, str]] = {
 _TEXTS = {"NodeProto": {4: "op_type"}, "TensorProto": {8: "name"}, "StringStringEntryProto": {1: "key", 2: "value"}}
 _READS_FILES = ("EPContext",)
 """Operators of the runtime that open a file which an attribute names."""
+_LOCATION = "location"
+"""Key under which a tensor names its file."""
+_WORDS = tuple(word.encode() for word in (_LOCATION, *_READS_FILES))
+"""One of these stands in every node that makes the runtime read a file."""
 _MAX_DEPTH = 64
 
 
@@ -58,10 +63,10 @@ def _check(root: Message, path: Path, beside: Collection[str]) -> None:
             elif inner == "StringStringEntryProto":
                 pair = {_TEXTS[inner][n]: p.text() for n, p in contents.fields() if n in _TEXTS[inner]}
                 entries[pair.get("key", "")] = pair.get("value", "")
-            elif inner is not None:
+            elif inner is not None and (inner != "NodeProto" or contents.holds(_WORDS)):
                 waiting.append((contents, inner, depth + 1))
         if message == "TensorProto" and entries:
-            _check_location(entries.get("location", ""), texts.get("name", ""), path, beside)
+            _check_location(entries.get(_LOCATION, ""), texts.get("name", ""), path, beside)
         if texts.get("op_type") in _READS_FILES:
             raise ArtifactError(
                 f"'{path}' has the operator '{texts['op_type']}', which makes the runtime read other files. "

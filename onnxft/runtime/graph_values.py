@@ -97,7 +97,7 @@ def _graph(message: Message, depth: int) -> Graph:
     for value in (*parts.get(11, []), *parts.get(12, []), *parts.get(13, [])):
         kinds[_name(value, 1)] = _kind(value)
     return Graph(
-        tuple(_node(node, depth) for node in parts.get(1, [])),
+        tuple(read_node(node, depth) for node in parts.get(1, [])),
         tuple(_name(value, 1) for value in parts.get(11, [])),
         tuple(_name(value, 1) for value in parts.get(12, [])),
         constants,
@@ -105,7 +105,8 @@ def _graph(message: Message, depth: int) -> Graph:
     )
 
 
-def _node(message: Message, depth: int) -> Node:
+def read_node(message: Message, depth: int = 0) -> Node:
+    """A NodeProto, within `depth` graphs of other nodes."""
     bodies = (body for attribute in message.every(5) for number in (6, 11) for body in attribute.every(number))
     return Node(
         _name(message, 4), tuple(message.texts(1)), tuple(message.texts(2)), tuple(_graph(b, depth + 1) for b in bodies)

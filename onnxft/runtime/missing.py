@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 from onnxft.errors import ProviderError
@@ -53,6 +52,8 @@ def plugin_package(entry: Provider) -> str | None:
     """Name and version of the installed plug-in package of a provider."""
     if entry.plugin is None or importlib.util.find_spec(entry.plugin) is None:
         return None
+    from importlib import metadata  # takes as long to import as onnxruntime
+
     name = entry.plugin.replace("_", "-")
     with suppress(metadata.PackageNotFoundError):
         return f"{name} {metadata.version(name)}"

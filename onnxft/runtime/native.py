@@ -341,6 +341,7 @@ class NativeEngine:
             frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
             # What the backward pass reads is computed apart: so must be what it is a copy of.
             without=ROUNDING_FUSIONS if self.manifest.recompute and role in ("train", "gradients") else (),
+            hashes=self.manifest.files,
         )
 
     def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from onnxft.errors import ProviderError
@@ -132,6 +131,8 @@ def _library(
 def _version(name: str, library: Library) -> str:
     """As exact as can be told: from the file's name, or the package of pip that it came with."""
     if "." not in library.version and {"site-packages", "dist-packages"} & {*library.path.parts}:
+        from importlib import metadata  # takes as long to import as onnxruntime
+
         for package in _PACKAGES.get(name, ()):
             with suppress(metadata.PackageNotFoundError):
                 version = metadata.version(package)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ def reading(path: Path) -> Iterator[Message]:
 class Message:
     """Bytes `start` to `end` of a file. Methods raise IndexError where they are no message."""
 
-    data: mmap.mmap
+    data: mmap.mmap | bytes
     start: int
     end: int
 
@@ -63,6 +63,11 @@ class Message:
     def texts(self, number: int) -> list[str]:
         """Each text of a field with this number."""
         return [contents.text() for contents in self.every(number)]
+
+    def holds(self, words: Collection[bytes]) -> bool:
+        """Whether one of the words stands anywhere in it."""
+        contents = self.data[self.start : self.end]
+        return any(word in contents for word in words)
 
     def text(self) -> str:
         """The bytes as UTF-8."""

@@ -146,7 +146,13 @@ _ENVIRONMENT = "it replaces the stock runtime, so use an environment of its own"
 PROVIDERS: dict[str, Provider] = {
     p.name: p
     for p in (
-        Provider("cpu", "CPUExecutionProvider", ("onnxft[cpu]",), "bound"),
+        Provider(
+            "cpu",
+            "CPUExecutionProvider",
+            ("onnxft[cpu]",),
+            "bound",
+            known_options=("graph_cache_enable",),  # which `graph_cache` reads; the runtime's own has none
+        ),
         Provider(
             "openvino",
             "OpenVINOExecutionProvider",

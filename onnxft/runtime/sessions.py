@@ -15,6 +15,7 @@ from onnxft.errors import OnnxftError, ProviderError, near
 from onnxft.frozen_weights import FrozenPrecision
 from onnxft.runtime.engine_cache import engine_cache
 from onnxft.runtime.execution import Execution
+from onnxft.runtime.graph_cache import OPTION, create_session
 from onnxft.runtime.missing import missing, plugin_package, why_not_loaded
 from onnxft.runtime.needs import Lack, LackError
 from onnxft.runtime.nvidia_files import load_packages
@@ -61,7 +62,8 @@ class OpenSession:
     session: Any
     provider: Provider
     nodes: dict[str, int]
-    """{provider name: nodes, a fused subgraph counting as its nodes}; empty where the runtime cannot tell."""
+    """{provider name: nodes, a fused subgraph counting as its nodes}; empty where the runtime cannot tell. Of a graph
+    that was kept, the nodes that its optimization left."""
     options: dict[str, str]
     fallback: Mapping[str, tuple[str, ...]]
     """{another provider: nodes that it runs, as `name (type)`}"""
@@ -84,6 +86,7 @@ def open_session(
     shared_arena: bool = False,
     frozen: FrozenPrecision = "float32",
     without: Sequence[str] = (),
+    hashes: Mapping[str, str] | None = None,
 ) -> OpenSession:
     """Open `model` as `asked`, its symbolic dimensions fixed.
 
@@ -95,6 +98,7 @@ def open_session(
             back when the process ends, that of a session's own arena with the session.
         frozen: in which its frozen weights are stored; below float32 they are not widened for good when it opens.
         without: names of the runtime's graph optimizations that are left out.
+        hashes: {file of its artifact: sha256}, already checked: with them the CPU keeps an optimized graph.
 
     Raises:
         ProviderError: the provider is unknown, absent, does not load, cannot do the precision, has no such device, or
@@ -118,8 +122,12 @@ def open_session(
     providers = _choose(so, entry, asked, settings, model.parent if isinstance(model, Path) else None)
     # With the runtime's own fallback a session or run that fails is silently repeated on the CPU.
     try:
-        source = model if isinstance(model, bytes) else str(model)
-        session = runtime().InferenceSession(source, so, providers=providers, enable_fallback=0)
+        if isinstance(model, Path) and hashes and entry.name == "cpu" and settings.get(OPTION) != "0":
+            conditions = (sorted((dimensions or {}).items()), frozen, tuple(without))
+            session = create_session(model, so, providers, hashes, conditions)
+        else:
+            source = model if isinstance(model, bytes) else str(model)
+            session = runtime().InferenceSession(source, so, providers=providers, enable_fallback=0)
     except Exception as err:  # the runtime raises its own classes, one a status code
         lack = missing(entry)
         if lack is not None:
@@ -169,13 +177,13 @@ def _choose(
     so: Any, entry: Provider, asked: Execution, settings: dict[str, str], folder: Path | None
 ) -> list[Any] | None:
     """What the session is told of providers: a list where it is built in, devices in `so` where it is a plug-in."""
-    if asked.options and entry.name == "cpu":
-        raise ProviderError(f"provider 'cpu' takes no options, not {', '.join(asked.options)}. Leave them out.")
     unknown = [name for name in asked.options if entry.known_options and name not in entry.known_options]
     if unknown:
         raise ProviderError(
             f"provider '{entry.name}' has no option '{unknown[0]}'.{near(unknown[0], entry.known_options)}"
         )
+    if settings.get(OPTION, "1") not in ("0", "1"):
+        raise ProviderError(f"the provider option {OPTION} is '{settings[OPTION]}'; it is 0 or 1.")
     if is_builtin(entry):
         if asked.device and "device_id" not in settings:
             raise ProviderError(f"provider '{entry.name}' has one device, and device {asked.device} was asked for.")
@@ -187,7 +195,7 @@ def _choose(
             so.add_session_config_entry(entry.prefix + name, value)
         behind = [(p.runtime_name, p.options(asked)) for p in map(provider, entry.behind) if is_builtin(p)]
         return [
-            (entry.runtime_name, {} if entry.prefix else settings),
+            (entry.runtime_name, {} if entry.prefix or entry.runtime_name == _CPU else settings),
             *behind,
             *([_CPU] if entry.runtime_name != _CPU else []),
         ]

@@ -292,7 +292,7 @@ BAD_OPTIONS: dict[str, tuple[Prepare, list[str], ExitStatus, str]] = {
     "device that is not there": (lambda: None, ["--device", "1"], ExitStatus.PROVIDER, "'cpu' has one device"),
     "negative device": (lambda: None, ["--device", "-1"], ExitStatus.CONFIG, "device is -1"),
     "provider option of no provider": (
-        lambda: None, ["--provider-option", "fast=1"], ExitStatus.PROVIDER, "'cpu' takes no options, not fast",
+        lambda: None, ["--provider-option", "fast=1"], ExitStatus.PROVIDER, "'cpu' has no option 'fast'",
     ),
     "provider option of another form": (
         lambda: None, ["--provider-option", "fast"], ExitStatus.USAGE, "'fast' is not of the form KEY=VALUE",

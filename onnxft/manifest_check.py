@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from onnxft.manifest import BATCH, Loss, Manifest, dimension_size
+from onnxft.manifest import BATCH, GraphFile, Loss, Manifest, Port, dimension_size
 from onnxft.merge import LORA_A, LORA_B
 
 MAX_VALUES = 2**34
@@ -21,16 +22,13 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield f"the text {text!r} has control characters, on which a terminal or a report would act"
     if manifest.batch_size < 1:
         yield f"batch_size is {manifest.batch_size}, it must be at least 1"
-    if manifest.recompute < 0:
-        yield f"recompute is {manifest.recompute}, it must be at least 0"
-    if manifest.recompute and manifest.generator != "native":
-        yield f"recompute is {manifest.recompute} with the generator {manifest.generator}, which keeps all activations"
     for dimension, size in manifest.dimensions.items():
         if dimension == BATCH or size < 1:
             yield f"the dimension '{dimension}' has the size {size}, it must be at least 1 and not be the batch"
     yield from _loss_problems(manifest.loss)
     yield from _work_problems(manifest)
     yield from _frozen_problems(manifest)
+    yield from _recompute_problems(manifest)
     names = {p.name for p in manifest.parameters}
     if len(names) != len(manifest.parameters):
         yield "a parameter is listed twice"
@@ -44,7 +42,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
             yield f"the parameter group '{group.name}' has a rate or decay that is out of range"
     if len({t.name for t in manifest.weights}) != len(names) + len(manifest.buffers):
         yield "a running statistic is listed twice, or as a parameter too"
-    for precision, graphs in manifest.half.items():
+    for precision, graphs in (*manifest.half.items(), *manifest.recomputed.items()):
         if any(g.precision != precision for g in graphs.values()):
             yield f"a graph listed under {precision} has another precision"
     shapes = {p.name: p.shape for p in manifest.parameters}
@@ -139,6 +137,28 @@ def _frozen_problems(manifest: Manifest) -> Iterator[str]:
         )
     if any(not 0 <= e.mean < math.inf or not 0 <= e.max < math.inf for e in (frozen.weights, frozen.outputs) if e):
         yield "the relative error of the frozen weights or of the outputs is out of range"
+
+
+def _recompute_problems(manifest: Manifest) -> Iterator[str]:
+    if manifest.recompute < 0:
+        yield f"recompute is {manifest.recompute}, it must be at least 0"
+    if manifest.recompute and manifest.generator != "native":
+        yield f"recompute is {manifest.recompute} with the generator {manifest.generator}, which keeps all activations"
+    expected = {("float32", role) for role in ("gradients", "train")} | {(p, "gradients") for p in manifest.half}
+    found = {(precision, role) for precision, graphs in manifest.recomputed.items() for role in graphs}
+    if found != (expected if manifest.recompute else set()):
+        listed = ", ".join(f"{precision} {role}" for precision, role in sorted(found)) or "none"
+        yield f"recompute is {manifest.recompute}, and the graphs that compute activations again are {listed}"
+        return
+    for precision, graphs in manifest.recomputed.items():
+        for role, graph in graphs.items():
+            if _ports(graph) != _ports(manifest.graph(role, precision)):
+                yield f"the graph '{graph.file}' has other inputs or outputs than the one that keeps activations"
+
+
+def _ports(graph: GraphFile) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """What it takes and gives, wherever it writes that."""
+    return graph.inputs, tuple(replace(port, in_place=False) for port in graph.outputs)
 
 
 def _texts(value: object) -> Iterator[str]:

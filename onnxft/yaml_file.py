@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -13,8 +13,19 @@ LARGEST = 1 << 20
 """Bytes of a file: more is no configuration."""
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # the package has no types
-    """Safe loading without aliases, of which a few lines can name billions of values, and without double keys."""
+    """Safe loading without aliases, of which a few lines can name billions of values, and without double keys.
+
+    As in YAML 1.2 only true and false are truth values: on and off are words of our options.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

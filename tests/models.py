@@ -194,6 +194,38 @@ class Adaptable(nn.Module):
         return self.head(x.mean(1))
 
 
+class Widening(nn.Module):
+    """A picture, beside which it goes through twice as many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.reduce = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image + self.reduce(nn.functional.gelu(self.expand(image)))
+
+
+class Deep(nn.Module):
+    """So many blocks that their activations are most of what a step takes, of one row too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.blocks = nn.ModuleList(Widening() for _ in range(6))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        image = self.stem(image)
+        for block in self.blocks:
+            image = block(image)
+        return self.head(image.mean((2, 3)))
+
+
+def deep() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(26)
+    return Deep(), (torch.randn(4, 1, 48, 44),)
+
+
 def adaptable() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(16)
     return Adaptable(), (torch.randn(4, 3, 9, 8),)

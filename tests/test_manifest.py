@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from onnxft.errors import ArtifactError
+from onnxft.errors import ArtifactError, ConfigError
 from onnxft.frozen_weights import FrozenWeights, RelativeError
 from onnxft.manifest import (
     BATCH,
-    Amount,
     Buffer,
     ByteRange,
     Distribution,
@@ -23,9 +22,9 @@ from onnxft.manifest import (
     Parameter,
     ParameterGroup,
     Port,
-    StepWork,
 )
 from onnxft.merge import LORA_A, LORA_B, Merge
+from onnxft.step_work import Amount, StepWork
 
 FULL = Manifest(
     name="net",
@@ -123,6 +122,11 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda m: m.update(batch_size=0), "batch_size is 0"),
         (lambda m: m.update(recompute=-1), "recompute is -1, it must be at least 0"),
         (lambda m: m.update(generator="ort-training", recompute=1), "recompute is 1 with the generator ort-training"),
+        (lambda m: m.update(recompute=1), "recompute is 1, and the graphs that compute activations again are none"),
+        (
+            lambda m: m.update(recomputed={"float32": m["graphs"]}),
+            "recompute is 0, and the graphs that compute activations again are float32 train",
+        ),
         (lambda m: m.update(generator="other"), "at `$.generator`"),
         (lambda m: m["loss"].update(kind="hinge"), "at `$.loss.kind`"),
         (lambda m: m["loss"].update(class_weights=[1.0]), "the loss has the class_weights [1.0] for 5 classes"),
@@ -232,6 +236,89 @@ def test_half_precision_has_graphs_of_its_own() -> None:
     assert [graph.file for _, graph in read.every_graph] == ["train.onnx", "train.float16.onnx"]
     with pytest.raises(ArtifactError, match=r"no 'train' graph in bfloat16\. Export it again with --precision bf"):
         read.graph("train", "bfloat16")
+
+
+def both_kinds() -> Manifest:
+    """With graphs that compute activations again, in float16 too."""
+    train = replace(FULL.graphs["train"], precision="float32")
+    half = replace(train, file="gradients.float16.onnx", precision="float16")
+    again = replace(train, file="train.recomputed.onnx")
+    gradients = replace(train, file="gradients.onnx"), replace(train, file="gradients.recomputed.onnx")
+    half_again = replace(half, file="gradients.recomputed.float16.onnx")
+    written = (half, again, *gradients, half_again)
+    return replace(
+        FULL, recompute=2, graphs={"train": train, "gradients": gradients[0]}, half={"float16": {"gradients": half}},
+        recomputed={"float32": {"train": again, "gradients": gradients[1]}, "float16": {"gradients": half_again}},
+        files={**FULL.files, **{graph.file: "0" for graph in written}},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("role", "precision", "recompute", "file"),
+    [
+        ("train", "float32", False, "train.onnx"),
+        ("train", "float32", True, "train.recomputed.onnx"),
+        ("gradients", "float32", True, "gradients.recomputed.onnx"),
+        ("gradients", "float16", False, "gradients.float16.onnx"),
+        ("gradients", "float16", True, "gradients.recomputed.float16.onnx"),
+    ],
+)
+def test_graphs_that_compute_activations_again_stand_beside_the_others(
+    role: Any, precision: Any, recompute: bool, file: str
+) -> None:
+    manifest = Manifest.from_json(both_kinds().to_json())
+    assert manifest == both_kinds()
+    assert manifest.graph(role, precision, recompute=recompute).file == file
+    assert file in [graph.file for _, graph in manifest.every_graph]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_role_of_one_kind_is_taken_either_way(recompute: bool) -> None:
+    assert FULL.graph("train", recompute=recompute) == FULL.graphs["train"]
+
+
+@pytest.mark.parametrize(("asked", "both", "plain"), [(None, True, False), (True, True, None), (False, False, False)])
+def test_who_recomputes(asked: bool | None, both: bool, plain: bool | None) -> None:
+    assert both_kinds().recomputes(asked) == both
+    if plain is not None:
+        assert FULL.recomputes(asked) == plain
+        return
+    for manifest, words in ((FULL, "Export it with --recompute"), (replace(FULL, generator="ort-training"), "native")):
+        with pytest.raises(ConfigError, match=f"'net' has no graphs that compute activations again.*{words}"):
+            manifest.recomputes(asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["recomputed"].pop("float16"), "again are float32 gradients, float32 train"),
+        (lambda m: m["recomputed"]["float32"].pop("train"), "again are float16 gradients, float32 gradients"),
+        (lambda m: m.update(recompute=0), "recompute is 0, and"),
+        (
+            lambda m: m["recomputed"]["float32"]["train"]["inputs"].pop(),
+            "the graph 'train.recomputed.onnx' has other inputs or outputs than the one that keeps activations",
+        ),
+        (
+            lambda m: m["recomputed"]["float16"]["gradients"].update(precision="float32"),
+            "a graph listed under float16 has another precision",
+        ),
+        (lambda m: m["files"].pop("train.recomputed.onnx"), "'train.recomputed.onnx', which has no sha256"),
+    ],
+)
+def test_kinds_of_graphs_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    values = json.loads(both_kinds().to_json())
+    change(values)
+    with pytest.raises(ArtifactError) as err:
+        Manifest.from_json(json.dumps(values).encode())
+    assert words in str(err.value)
+
+
+def test_where_results_may_be_written_is_each_graph_s_own() -> None:
+    values = json.loads(both_kinds().to_json())
+    values["recomputed"]["float32"]["train"]["outputs"][1]["in_place"] = True
+    manifest = Manifest.from_json(json.dumps(values).encode())
+    assert manifest.graph("train", recompute=True).outputs[1].in_place
+    assert not manifest.graph("train").outputs[1].in_place
 
 
 def test_a_manifest_without_half_precision_is_read() -> None:

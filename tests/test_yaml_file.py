@@ -57,3 +57,13 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 def test_plain_values_are_read(text: str, values: object, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     assert read_yaml(tmp_path / "c.yaml") == values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("on", "on"), ("off", "off"), ("yes", "yes"), ("No", "No"), ("true", True), ("False", False), ("'true'", "true")],
+)
+def test_only_true_and_false_are_truth_values(text: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"a: {text}", encoding="utf-8")
+    assert read_yaml(path) == {"a": value}

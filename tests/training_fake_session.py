@@ -67,6 +67,7 @@ class FakeSession:
         self.processes, self.share = ALONE, Share(size=self.batch_size)
         self.step_count = 0
         self.peak_bytes = None
+        self.recomputes = False
         self.loss_scale = LossScale()
         self.weight = np.zeros(manifest.parameters[0].shape)
         self.momentum = np.zeros_like(self.weight)

@@ -57,12 +57,13 @@ def steps(artifact: Path, case: Case) -> dict[str, int]:
     """Train some steps in this process."""
     from onnxft.manifest import Manifest
     from onnxft.runtime.batches import combined
-    from onnxft.runtime.memory_estimate import MemoryModel
+    from onnxft.runtime.memory_estimate import MemoryModel, Use
     from onnxft.runtime.random_batch import random_batch
     from onnxft.runtime.session import TrainSession
 
     manifest = Manifest.load(artifact)
-    estimate = MemoryModel(artifact, manifest).estimate(combined(manifest, case.batch_size, {}))
+    sizes = combined(manifest, case.batch_size, {})
+    estimate = MemoryModel(artifact, manifest).estimate(sizes, Use(recompute=manifest.recomputes()))
     with TrainSession(artifact, threads=2, batch_size=case.batch_size) as session:
         batch = random_batch(manifest, case.batch_size, 0)
         for _ in range(STEPS):

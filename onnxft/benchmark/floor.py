@@ -8,7 +8,8 @@ from dataclasses import replace
 from onnxft.benchmark.config import BenchConfig, Scenario
 from onnxft.benchmark.exchange import Peaks
 from onnxft.benchmark.report import Floor, Row
-from onnxft.manifest import Amount, Manifest
+from onnxft.manifest import Manifest
+from onnxft.step_work import Amount
 
 
 def with_floors(rows: Sequence[Row], manifest: Manifest, config: BenchConfig) -> list[Row]:

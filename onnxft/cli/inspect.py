@@ -83,7 +83,7 @@ def _artifact(directory: Path) -> None:
 
 
 def _memory(directory: Path, manifest: Manifest) -> None:
-    """What `onnxft train` takes on the CPU, part by part, with whole and with divided batches."""
+    """What `onnxft train` takes on the CPU, part by part: whole and divided batches, and either kind of graphs."""
     from onnxft.cli.render import console, say, table
     from onnxft.memory import size_text
     from onnxft.runtime.batches import combined
@@ -91,18 +91,18 @@ def _memory(directory: Path, manifest: Manifest) -> None:
 
     whole = manifest.batch_size
     model, batches = MemoryModel(directory, manifest), sorted({whole, max(whole // 2, 1), 1}, reverse=True)
-    estimates = [
-        model.estimate(combined(manifest, rows, {}), Use(accumulates=rows < whole, evaluates=True, saves=True))
-        for rows in batches
-    ]
-    say("\nEstimated memory of a training run on cpu, smaller batches accumulated:")
-    shown = table("part", *(f">{rows} row{'s' if rows > 1 else ''}" for rows in batches))
-    for part in dict.fromkeys(part for estimate in estimates for part in estimate.parts):
-        shown.add_row(part, *(size_text(estimate.parts.get(part, 0)) for estimate in estimates))
-    shown.add_row("total", *(size_text(estimate.total) for estimate in estimates), style="bold")
-    console().print(shown)
-    if estimates[0].guessed:
-        say(f"{estimates[0].guessed} values have a size that the graphs do not tell; their inputs' is taken.")
+    for recompute in sorted({False, manifest.recomputes()}):
+        uses = [Use(accumulates=rows < whole, evaluates=True, saves=True, recompute=recompute) for rows in batches]
+        estimates = [model.estimate(combined(manifest, rows, {}), use) for rows, use in zip(batches, uses, strict=True)]
+        kind = ", activations computed again" if recompute else ""
+        say(f"\nEstimated memory of a training run on cpu, smaller batches accumulated{kind}:")
+        shown = table("part", *(f">{rows} row{'s' if rows > 1 else ''}" for rows in batches))
+        for part in dict.fromkeys(part for estimate in estimates for part in estimate.parts):
+            shown.add_row(part, *(size_text(estimate.parts.get(part, 0)) for estimate in estimates))
+        shown.add_row("total", *(size_text(estimate.total) for estimate in estimates), style="bold")
+        console().print(shown)
+        if estimates[0].guessed:
+            say(f"{estimates[0].guessed} values have a size that the graphs do not tell; their inputs' is taken.")
 
 
 def _own_interfaces(manifest: Manifest) -> None:

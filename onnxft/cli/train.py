@@ -58,6 +58,11 @@ class _Remembering(click.Command):
 @click.option("--cache", metavar="WHERE", help="Keep features of the frozen part: auto, memory, disk, off [auto].")
 @click.option("--cache-memory", metavar="SIZE", help="Memory that they may take: 512MB [a quarter of the machine's].")
 @click.option("--memory-budget", metavar="SIZE", help="Divide batches so that the process takes no more [no limit].")
+@click.option(
+    "--recompute", metavar="WORD",
+    help="Compute activations again instead of keeping them: auto, on, off [auto: where the artifact was exported so, "
+    "with --memory-budget only where nothing else fits].",
+)  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Threads that read batches ahead [1].")
 @click.option("--provider", metavar="NAME", help="Execution provider; auto tries all and takes the fastest [cpu].")
 @click.option("--precision", metavar="NAME", help="Of multiplications: float32, bfloat16, float16 [float32].")

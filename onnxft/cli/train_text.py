@@ -26,6 +26,8 @@ def banner(start: Start) -> None:
         click.echo(f"           {line}")
     click.echo(f"trainable  {manifest.num_trainable:,} / {total:,} ({manifest.num_trainable / total:.1%})")
     click.echo(f"threads    {config.threads or 'the choice of the runtime'}")
+    if manifest.recomputes():
+        click.echo(f"backward   activations are {'computed again' if start.recomputes else 'kept'}")
     size, processes = start.batch_size, start.processes
     each = f" ({size} in each of {processes} processes)" if processes > 1 else ""
     click.echo(f"data       {_rows(start.rows, start.data)} in {start.batches} batches of {size * processes}{each}")

@@ -23,6 +23,7 @@ from onnxft.manifest import (
     Manifest,
     Optimizer,
     Parameter,
+    Precision,
 )
 from onnxft.step.select import Selection
 from onnxft.step.work import step_work
@@ -48,6 +49,7 @@ def describe(
     runtime_random: tuple[str, ...] = (),
     frozen_weights: FrozenWeights | None = None,
     recompute: int = 0,
+    recomputed: dict[Precision, dict[GraphRole, GraphFile]] | None = None,
 ) -> Manifest:
     """Write what goes along with the model, and the manifest with the hash of every file; the graphs are there.
 
@@ -66,6 +68,7 @@ def describe(
         rest: the model from the features on, where it is divided.
         whole: why the model is not divided.
         recompute: blocks in a segment that is computed again; 0: none is.
+        recomputed: the files of graphs that do so.
         runtime_random: operators whose numbers the runtime draws.
         frozen_weights: how frozen weights are stored, where in fewer bytes.
 
@@ -102,6 +105,7 @@ def describe(
         runtime_random=runtime_random,
         frozen_weights=frozen_weights,
         recompute=recompute,
+        recomputed=recomputed or {},
         work=step_work(forward, selection, loss, batch_size),
         work_from_features=None if rest is None else step_work(rest, selection, loss, batch_size),
     )

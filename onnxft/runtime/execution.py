@@ -29,6 +29,8 @@ class Execution:
     """Provider options over the table's."""
     strict: bool = False
     """Whether nodes on another provider than the one asked for are an error."""
+    recompute: bool = False
+    """Whether training graphs compute activations again for the backward pass, of an artifact that has both kinds."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("device", self.device, 0), ("threads", self.threads, 1)):

@@ -25,7 +25,7 @@ from onnxft.runtime.execution_order import with_order_kept
 from onnxft.runtime.providers import runtime
 
 OPTION = "graph_cache_enable"
-"""Option of the provider `cpu`; 0: graphs are neither kept nor read."""
+"""Option of the provider `cpu`; 1: graphs are kept and read."""
 MAX_BYTES = 2**28
 """Of all graphs that an artifact keeps; those used least recently make room, and a larger one is not kept."""
 MIN_BYTES = 2**16

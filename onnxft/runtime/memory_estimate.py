@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxft.manifest import GraphRole, Manifest, Port, dimension_size
+from onnxft.manifest import GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import resident_bytes, size_text
 from onnxft.runtime.arena import Arena
 from onnxft.runtime.buffers import key_of
@@ -46,6 +46,8 @@ class Use:
     """Weights and checkpoints are written."""
     read_ahead: int = 0
     """Batches that wait for their turn."""
+    recompute: bool = False
+    """Activations are computed again for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class MemoryModel:
         """
         self._directory, self._manifest = directory, manifest
         self._base = base_bytes() if base is None else base
-        self._graphs: dict[GraphRole, Graph] = {}
+        self._graphs: dict[str, Graph] = {}
 
     def estimate(self, sizes: Collection[Mapping[str, int]], use: Use = Use()) -> MemoryEstimate:
         """The parts for a session.
@@ -113,10 +115,10 @@ class MemoryModel:
         """
         arena = Arena()
         opened, constants, guessed = 0, 0, 0
-        for role, run in self._roles(use).items():
-            graph = self._graph(role)
-            for at in sizes if self._varies(role) else list(sizes)[:1]:
-                found = self._lives(role, at)
+        for file, run in self._opened(use):
+            graph = self._graph(file)
+            for at in sizes if _varies(file) else list(sizes)[:1]:
+                found = self._lives(file, at)
                 guessed += found.guessed
                 opened += graph.size * NODE_BYTES
                 constants += found.constants + frozen_bytes(graph, folded(graph, at))
@@ -133,8 +135,8 @@ class MemoryModel:
         }
         return MemoryEstimate({what: size for what, size in parts.items() if size}, dict(largest), guessed)
 
-    def _roles(self, use: Use) -> dict[GraphRole, bool]:
-        """{graph that is opened: whether it runs}, in the order in which a run opens them."""
+    def _opened(self, use: Use) -> list[tuple[GraphFile, bool]]:
+        """Each graph that is opened, and whether it runs, in the order in which a run opens them."""
         roles: dict[GraphRole, bool] = {"train": not use.accumulates}
         if self._manifest.features:
             roles["trunk"] = True
@@ -144,12 +146,13 @@ class MemoryModel:
             roles["average"] = True
         if use.evaluates:
             roles["eval"] = True
-        return roles
+        return [(self._manifest.graph(role, recompute=use.recompute), run) for role, run in roles.items()]
 
     def _tensors(self, use: Use) -> dict[str, int]:
         """What lives between steps; what `train` may not write in place has a second buffer."""
         trained, state = self._trained, self._state
-        beside = {p.role for p in self._manifest.graph("train").outputs if key_of(p) is not None and not p.in_place}
+        train = self._manifest.graph("train", recompute=use.recompute)
+        beside = {p.role for p in train.outputs if key_of(p) is not None and not p.in_place}
         parts = {"trained parameters": trained, "optimizer state": state}
         statistics = sum(math.prod(b.shape) * np.dtype(b.dtype).itemsize for b in self._manifest.buffers)
         if use.accumulates:
@@ -177,17 +180,18 @@ class MemoryModel:
         ports = {p.name: p for p in (*self._manifest.inputs, *self._manifest.graph("train").inputs) if p.role in fed}
         return sum(_port_bytes(p, sizes) for p in ports.values())
 
-    def _graph(self, role: GraphRole) -> Graph:
-        if role not in self._graphs:
-            self._graphs[role] = read_graph(self._directory / self._manifest.graph(role).file)
-        return self._graphs[role]
+    def _graph(self, file: GraphFile) -> Graph:
+        if file.file not in self._graphs:
+            self._graphs[file.file] = read_graph(self._directory / file.file)
+        return self._graphs[file.file]
 
-    def _varies(self, role: GraphRole) -> bool:
-        return any(isinstance(d, str) for p in self._manifest.graph(role).inputs for d in p.shape)
+    def _lives(self, file: GraphFile, sizes: Mapping[str, int]) -> Lives:
+        given = [p.name for p in file.outputs if key_of(p) is not None]
+        return lives(self._graph(file), sizes, given)
 
-    def _lives(self, role: GraphRole, sizes: Mapping[str, int]) -> Lives:
-        given = [p.name for p in self._manifest.graph(role).outputs if key_of(p) is not None]
-        return lives(self._graph(role), sizes, given)
+
+def _varies(file: GraphFile) -> bool:
+    return any(isinstance(d, str) for p in file.inputs for d in p.shape)
 
 
 def frozen_bytes(graph: Graph, constants: Collection[str]) -> int:

@@ -111,7 +111,7 @@ class NativeEngine:
             self.update(hyper, sums.read()[1])
             return sums
         return sums_of(
-            self.manifest.graph("train"),
+            self._graph("train"),
             self._run(
                 "train",
                 {**self._with_features(batch), **scalars(self._ports("train"), hyper, self.loss_scale.skipped)},
@@ -340,7 +340,7 @@ class NativeEngine:
             shared_arena=True,
             frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
             # What the backward pass reads is computed apart: so must be what it is a copy of.
-            without=ROUNDING_FUSIONS if self.manifest.recompute and role in ("train", "gradients") else (),
+            without=ROUNDING_FUSIONS if self._asked.recompute and role in ("train", "gradients") else (),
             hashes=self.manifest.files,
         )
 

@@ -25,11 +25,11 @@ def execution_of(role: GraphRole, asked: Execution) -> Execution:
 
 
 def graph_of(role: GraphRole, manifest: Manifest, asked: Execution) -> GraphFile:
-    """The graph that a role runs; ArtifactError where the artifact lacks the one of a precision."""
+    """The graph that a role runs, of a precision and a kind; ArtifactError where the artifact lacks that precision."""
     precision = execution_of(role, asked).precision if provider(asked.provider).lowers_by == "graph" else "float32"
     if role == "trunk" and precision != "float32" and role not in manifest.half.get(precision, {}):
         precision = "float32"  # it has no products that the precision could lower
-    return manifest.graph(role, precision)
+    return manifest.graph(role, precision, recompute=asked.recompute)
 
 
 def require_precision(entry: Provider, asked: Execution) -> None:

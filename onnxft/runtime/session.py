@@ -19,20 +19,20 @@ from onnxft.runtime.auto import choose
 from onnxft.runtime.batches import Sizes
 from onnxft.runtime.checkpoint import Snapshot, read_checkpoint, write_checkpoint
 from onnxft.runtime.completion import complete
-from onnxft.runtime.engine import Array, Arrays, Placement
+from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.evaluation import compute_features, evaluate
 from onnxft.runtime.execution import Execution, Precision
-from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.opening import check_request, open_engine
-from onnxft.runtime.processes import ALONE, Processes, Share
+from onnxft.runtime.processes import ALONE, Processes
 from onnxft.runtime.providers import AUTO
 from onnxft.runtime.rates import Rate, check_rates
 from onnxft.runtime.results import Scores, StepResult
 from onnxft.runtime.session_export import Exporting
+from onnxft.runtime.session_facts import SessionFacts
 from onnxft.runtime.take_up import Trained
 
 
-class TrainSession(Exporting):
+class TrainSession(SessionFacts, Exporting):
     """Fine-tuning of one artifact on one provider.
 
     Batches are {input name: (rows, ...) array, "labels": (rows, ...) array}, without "labels" where the model computes
@@ -53,6 +53,7 @@ class TrainSession(Exporting):
         device: int | None = None,
         provider_options: Mapping[str, str] | None = None,
         strict: bool = False,
+        recompute: bool | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Check the artifact and open its training graph.
@@ -71,6 +72,9 @@ class TrainSession(Exporting):
             device: index among the provider's devices; None: its first.
             provider_options: options handed to the provider over the built-in ones.
             strict: whether nodes that run on another provider than the one asked for are an error.
+            recompute: whether activations are computed again for the backward pass, or all are kept; None: again where
+                the artifact was exported so. Parameters and state are the same: a checkpoint of one goes on with the
+                other, on cpu with the same numbers where one block is computed again at a time.
             processes: those that train together. Each gives `step`, `accumulate` and `gradients` its share of a large
                 batch, and all call them and `update` alike; results are those of the large batch.
 
@@ -78,11 +82,14 @@ class TrainSession(Exporting):
             ArtifactError: the artifact is missing, damaged or of another schema.
             ProviderError: the provider is absent, or cannot run the graph as asked.
             ConfigError: batch_size, threads, seed or a dimension is out of range, or a dimension unknown; a trained
-                BatchNorm would see a single value of a channel; or a batch cannot be divided among `processes`.
+                BatchNorm would see a single value of a channel; a batch cannot be divided among `processes`; or
+                activations cannot be computed again.
         """
         asked = Execution(provider, precision, device, threads, provider_options or {}, strict)
         self.directory = Path(artifact)
         self.manifest: Manifest = load_artifact(self.directory)
+        self.recomputes = self.manifest.recomputes(recompute)
+        asked = replace(asked, recompute=self.recomputes)
         check_request(self.manifest, seed, processes, batch_size, dimensions or {})
         self.seed, self.processes = seed, processes
         self.step_count = self._micro_step = 0
@@ -95,54 +102,13 @@ class TrainSession(Exporting):
                 asked,
                 lambda name: TrainSession(
                     artifact, name, threads=threads, batch_size=batch_size, dimensions=dimensions, precision=precision,
-                    device=device, provider_options=provider_options, strict=strict,
+                    device=device, provider_options=provider_options, strict=strict, recompute=recompute,
                 ),
             ))  # fmt: skip
             asked, self._reason = choice.asked, choice.reason
         self._engine = open_engine(
             self.directory, self.manifest, asked, processes=processes, batch_size=batch_size, dimensions=dimensions
         )
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a step."""
-        return self._engine.batch_size
-
-    @property
-    def dimensions(self) -> Mapping[str, int]:
-        """{symbolic dimension: its size, or the largest of several}, the batch included."""
-        return self._engine.sizes[0]
-
-    @property
-    def sizes(self) -> dict[str, tuple[int, ...]]:
-        """{symbolic dimension: every size that a batch may have, ascending}, the batch included."""
-        return {d: tuple(sorted({sizes[d] for sizes in self._engine.sizes})) for d in self.dimensions}
-
-    @property
-    def share(self) -> Share:
-        """Which rows of a large batch this process computes."""
-        return Share(self.processes.rank, self.processes.size, self.batch_size)
-
-    @property
-    def placement(self) -> Placement:
-        """Which provider was asked for and what runs where."""
-        placement = self._engine.placement
-        return replace(placement, requested=AUTO, reason=self._reason) if self._reason else placement
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """Peak resident memory of the process that computes; None where the system does not tell."""
-        return self._engine.peak_bytes
-
-    @property
-    def supports_weights(self) -> bool:
-        """Whether rows can be weighted in training, and so a short batch padded exactly."""
-        return self._engine.weights_in_training
-
-    @property
-    def loss_scale(self) -> LossScale:
-        """By what float16 gradients are scaled, and how many updates were left out: only the optimizer skips them."""
-        return self._engine.loss_scale
 
     # ----- training -----
 
@@ -216,11 +182,6 @@ class TrainSession(Exporting):
         return {name: np.asarray(value / weight, value.dtype) for name, value in sums.items()}
 
     # ----- averages -----
-
-    @property
-    def supports_averages(self) -> bool:
-        """Whether the artifact has the graph for `average`."""
-        return "average" in self.manifest.graphs
 
     def average(self, decay: float) -> None:
         """Move the averages of the trained parameters: a <- a + (1 - decay) (p - a); call it after each update.

@@ -98,7 +98,7 @@ def open_session(
             back when the process ends, that of a session's own arena with the session.
         frozen: in which its frozen weights are stored; below float32 they are not widened for good when it opens.
         without: names of the runtime's graph optimizations that are left out.
-        hashes: {file of its artifact: sha256}, already checked: with them the CPU keeps an optimized graph.
+        hashes: {file of its artifact: sha256}, already checked: with them the CPU can keep an optimized graph.
 
     Raises:
         ProviderError: the provider is unknown, absent, does not load, cannot do the precision, has no such device, or
@@ -122,7 +122,7 @@ def open_session(
     providers = _choose(so, entry, asked, settings, model.parent if isinstance(model, Path) else None)
     # With the runtime's own fallback a session or run that fails is silently repeated on the CPU.
     try:
-        if isinstance(model, Path) and hashes and entry.name == "cpu" and settings.get(OPTION) != "0":
+        if isinstance(model, Path) and hashes and entry.name == "cpu" and settings.get(OPTION) == "1":
             conditions = (sorted((dimensions or {}).items()), frozen, tuple(without))
             session = create_session(model, so, providers, hashes, conditions)
         else:
@@ -182,7 +182,7 @@ def _choose(
         raise ProviderError(
             f"provider '{entry.name}' has no option '{unknown[0]}'.{near(unknown[0], entry.known_options)}"
         )
-    if settings.get(OPTION, "1") not in ("0", "1"):
+    if settings.get(OPTION, "0") not in ("0", "1"):
         raise ProviderError(f"the provider option {OPTION} is '{settings[OPTION]}'; it is 0 or 1.")
     if is_builtin(entry):
         if asked.device and "device_id" not in settings:

@@ -25,19 +25,33 @@ from onnxft.step.step_graph import StepGraph, StepGraphBuilder
 from onnxft.step.transforms import Scalars, clip_by_global_norm, clip_by_value
 
 
-def build_step(
+def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
+    """The roles `gradients`, `train`, `update`, `average` and `eval`.
+
+    Raises:
+        GradientError: an operator between a trained parameter and the loss has no derivative.
+        ModelError: the loss reads an unknown output, or a random operator cannot become an input.
+    """
+    return {
+        **differentiated(forward, selection, loss, optimizer),
+        "update": _update_graph(forward, selection, optimizer),
+        "average": _average_graph(forward, selection),
+        "eval": _eval_graph(forward, selection, loss),
+    }
+
+
+def differentiated(
     forward: Forward,
     selection: Selection,
     loss: Loss,
     optimizer: Optimizer,
     recomputation: Recomputation | None = None,
 ) -> dict[GraphRole, StepGraph]:
-    """The roles `gradients`, `update`, `train`, `average` and `eval`.
+    """The roles with a backward pass, `gradients` and `train`, which read activations that `recomputation` names anew.
 
     Raises:
-        GradientError: an operator between a trained parameter and the loss has no derivative.
-        ModelError: the loss reads an unknown output, or a random operator cannot become an input.
         SelectionError: there is nothing for `recomputation` to compute again.
+        GradientError, ModelError: as `build_step`.
     """
     train = StepGraphBuilder(forward.train.clone(), forward)
     train.add_random_inputs()
@@ -62,10 +76,7 @@ def build_step(
     multiply_depthwise(train.op, xs.values())
     return {
         "gradients": _gradients_graph(train, terms, gradients, buffers),
-        "update": _update_graph(forward, selection, optimizer),
         "train": _train_graph(train, terms, gradients, buffers, selection, optimizer),
-        "average": _average_graph(forward, selection),
-        "eval": _eval_graph(forward, selection, loss),
     }
 
 

@@ -18,9 +18,10 @@ from onnxft.grad.backward import nodes_before, nodes_between
 from onnxft.graph.builder import is_float
 from onnxft.graph.forward import Forward
 from onnxft.graph.shapes import dims
-from onnxft.manifest import BATCH, Amount, Loss, StepWork, dimension_size
+from onnxft.manifest import BATCH, Loss, dimension_size
 from onnxft.step.multiply_adds import UNCOUNTED, Shapes, factors, is_product, multiply_adds
 from onnxft.step.select import Selection
+from onnxft.step_work import Amount, StepWork
 
 
 def step_work(forward: Forward, selection: Selection, loss: Loss, batch_size: int) -> StepWork | None:

@@ -1,14 +1,16 @@
-"""How much memory a run will take, and batches so small that it keeps to a budget.
+"""How much memory a run will take, and what it does so that it keeps to a budget.
 
 A batch is divided into micro-batches whose gradients are added up, so that an update has the rows that were asked for:
-it is the same up to rounding, but that dropout draws other masks.
+it is the same up to rounding, but that dropout draws other masks. The rule is: the largest batches that fit and keep
+their activations; only where none do, the largest that fit and compute activations again, which is slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from onnxft.data.dataset import Dataset
 from onnxft.data.loading import AHEAD
@@ -22,6 +24,8 @@ from onnxft.training.config import TrainConfig
 from onnxft.training.confusion import pixels
 from onnxft.training.curves import can_plot
 from onnxft.training.feature_store import bytes_in_memory, limit
+
+T = TypeVar("T")
 
 MATPLOTLIB_BYTES = 40_000_000
 """Of matplotlib with the picture of the curves; measured."""
@@ -93,7 +97,7 @@ class Expected:
         return MemoryPlan(self._estimate(self._model(), self.config), "", budget, self.picked)
 
     def fitted(self) -> Expected:
-        """With the largest batches that keep to the configuration's budget.
+        """With what keeps to the configuration's budget, by the rule of this module.
 
         Raises:
             ConfigError: nothing does, which names the least that would do; or a budget cannot be kept here.
@@ -105,22 +109,39 @@ class Expected:
         takes_the_rest = config.cache == "auto" and config.cache_memory is None
         sizes = [n for n in range(asked, 0, -1) if rows % n == 0] if not self._why_whole else [asked]
 
-        def divided(size: int) -> TrainConfig:
+        def divided(size: int, again: bool) -> TrainConfig:
             # Features that may be on disk too take what is left, so none is counted here.
             room = 0 if takes_the_rest else config.cache_memory
-            return replace(config, batch_size=size, accumulate=rows // size, cache_memory=room)
+            kind = "on" if again else "off"
+            return replace(config, batch_size=size, accumulate=rows // size, cache_memory=room, recompute=kind)
 
-        size = largest(sizes, lambda n: self._estimate(model, divided(n)).total <= budget)
-        if size is None:
-            ends = {n: self._estimate(model, divided(n)) for n in (sizes[0], sizes[-1])}
-            raise ConfigError(self._nothing_fits(budget, *min(ends.items(), key=lambda end: end[1].total)))
-        chosen = divided(size)
+        kinds = [[divided(size, again) for size in sizes] for again in self._kinds]
+        found = (largest(kind, lambda c: self._estimate(model, c).total <= budget) for kind in kinds)
+        chosen = next((c for c in found if c is not None), None)
+        if chosen is None:
+            ends = [(c, self._estimate(model, c)) for kind in kinds for c in (kind[0], kind[-1])]
+            raise ConfigError(self._nothing_fits(budget, *min(ends, key=lambda end: end[1].total)))
         if takes_the_rest:
             left = (budget - self._estimate(model, chosen).total) // len(self._kept_sets)
             chosen = replace(chosen, cache_memory=min(left, limit(config)) // 2**20)
-        added = "" if chosen.accumulate == 1 else f", the gradients of {chosen.accumulate} added up for an update"
+        return replace(self, config=chosen, picked=self._picked(asked, chosen))
+
+    def _picked(self, asked: int, chosen: TrainConfig) -> str:
+        """What the budget chose, where batches of `asked` rows were asked for."""
+        size = chosen.batch_size
         why = "as asked for" if size == asked else f"instead of {asked}, the most that fits"
-        return replace(self, config=chosen, picked=f"batches of {size} ({why}){added}")
+        added = "" if chosen.accumulate == 1 else f", the gradients of {chosen.accumulate} added up for an update"
+        kind = ""
+        if self.manifest.recomputes():
+            why_again = "as asked for" if self.config.recomputes else "nothing fits that keeps them"
+            kind = f", activations recomputed ({why_again})" if chosen.recomputes else ", activations kept"
+        return f"batches of {size} ({why}){added}{kind}"
+
+    @property
+    def _kinds(self) -> tuple[bool, ...]:
+        """Whether activations are computed again, the fastest first."""
+        asked = self.config.recomputes
+        return (False, True) if asked is None and self.manifest.recomputes() else (self.manifest.recomputes(asked),)
 
     def _model(self) -> MemoryModel:
         return MemoryModel(self.directory, self.manifest, self.base)
@@ -131,6 +152,7 @@ class Expected:
             accumulates=config.accumulate > 1 or self.processes > 1 or config.precision != "float32"
             or config.clip_norm is not None or config.clip_value is not None,
             evaluates=True, averages=config.ema is not None, saves=True, read_ahead=AHEAD * config.workers,
+            recompute=self.manifest.recomputes(config.recomputes),
         )  # fmt: skip
         found = model.estimate(combined(self.manifest, batch, self.dimensions), use)
         kept = sum(bytes_in_memory(self.manifest, config, d) for d in self._kept_sets)
@@ -175,17 +197,28 @@ class Expected:
                 "accumulate yourself."
             )
 
-    def _nothing_fits(self, budget: int, size: int, least: MemoryEstimate) -> str:
-        """Why the budget is refused, where even batches of `size` rows take `least`."""
-        batches = f"batches of {size} row{'s' if size > 1 else ''}"
+    def _nothing_fits(self, budget: int, smallest: TrainConfig, least: MemoryEstimate) -> str:
+        """Why the budget is refused, where even what takes the least, `smallest`, takes `least`."""
+        size, again = smallest.batch_size or 1, "recomputed activations and " if smallest.recomputes else ""
+        batches = f"{again}batches of {size} row{'s' if size > 1 else ''}"
         whole = f", which cannot be divided because {self._why_whole}" if self._why_whole else ""
         return (
             f"memory_budget {size_text(budget)} is too small: with {batches}{whole} the run takes {least.line}. "
-            f"Give it {size_text(least.total)}, or {_ways_out(least)}."
+            f"Give it {size_text(least.total)}, or {self._ways_out(least)}."
         )
 
+    def _ways_out(self, least: MemoryEstimate) -> str:
+        """What would need less than what needs the least here, by what takes the most."""
+        if least.parts.get(ACTIVATIONS, 0) <= least.total // 3:
+            return "train fewer parameters (onnxft export --method head or lora)"
+        if not self.manifest.recomputes():
+            return "keep fewer activations (onnxft export --recompute, or train less of the model with --method last:K)"
+        if self.config.recompute == "off":
+            return "keep fewer activations (recompute auto instead of off)"
+        return "train less of the model (onnxft export --method last:K)"
 
-def largest(sizes: list[int], fits: Callable[[int], bool]) -> int | None:
+
+def largest(sizes: Sequence[T], fits: Callable[[T], bool]) -> T | None:
     """The largest of descending `sizes` that fits; None where none does.
 
     The first is tried by itself: it may need no accumulators, which the others have. Of these smaller ones need less.
@@ -197,10 +230,3 @@ def largest(sizes: list[int], fits: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(sizes[middle]) else (middle + 1, high)
     return sizes[low] if low < len(sizes) else None
-
-
-def _ways_out(least: MemoryEstimate) -> str:
-    """What would need less than the smallest batch, by what takes the most: choices that an export makes."""
-    if least.parts.get(ACTIVATIONS, 0) > least.total // 3:
-        return "keep fewer activations (onnxft export --recompute, or train less of the model with --method last:K)"
-    return "train fewer parameters (onnxft export --method head or lora)"

@@ -23,7 +23,10 @@ _FREE = ("epochs", "artifact", "data", "val", "workers", "tensorboard", "cache",
 
 CACHES = ("auto", "memory", "disk", "off")
 
-EXECUTION = ("provider", "precision", "device", "provider_options", "strict", "threads")
+RECOMPUTE = {"auto": None, "on": True, "off": False}
+"""{word: whether a session is asked to compute activations again}"""
+
+EXECUTION = ("provider", "precision", "device", "provider_options", "strict", "threads", "recompute")
 """What runs the graphs, which may be otherwise where a run goes on with another generator."""
 
 
@@ -63,6 +66,9 @@ class TrainConfig:
     """What they may take in memory, `512MB`, a bare number in MiB; None: a quarter of this machine's."""
     memory_budget: int | str | None = None
     """What this process may take in memory, likewise: batches are divided so that it does; None: no limit."""
+    recompute: str = "auto"
+    """Whether activations are computed again for the backward pass: on, off, or auto: where the artifact was exported
+    so, with a `memory_budget` only where nothing fits that keeps them."""
     epochs: int = 10
     """Passes over the training data."""
     lr: float = 1e-3
@@ -126,6 +132,8 @@ class TrainConfig:
             raise ConfigError(f"unknown schedule {self.schedule!r}.{near(self.schedule, SCHEDULES)}")
         if self.cache not in CACHES:
             raise ConfigError(f"unknown cache {self.cache!r}.{near(self.cache, CACHES)}")
+        if self.recompute not in RECOMPUTE:
+            raise ConfigError(f"unknown recompute {self.recompute!r}.{near(self.recompute, RECOMPUTE)}")
         for name in ("cache_memory", "memory_budget"):
             if (size := getattr(self, name)) is not None:
                 size_of(size, name)
@@ -165,6 +173,11 @@ class TrainConfig:
         _require(self, "seed", "at least 0 and below 2**63", lambda v: 0 <= v < 2**63)
 
     @property
+    def recomputes(self) -> bool | None:
+        """Whether activations are computed again; None: where the artifact was exported so."""
+        return RECOMPUTE[self.recompute]
+
+    @property
     def places(self) -> dict[str, str]:
         """Where artifact and data lie, as far as it is known."""
         return {n: v for n in ("artifact", "data", "val") if (v := getattr(self, n)) is not None}
@@ -201,8 +214,9 @@ def resumed(saved: TrainConfig, asked: Mapping[str, Any], free: Collection[str] 
         ConfigError: an asked value differs from the saved one and would make another run of it.
     """
     values = saved.to_dict()
-    if asked.get("provider") == AUTO:  # a run stays on what was found when it was begun
-        asked = {name: value for name, value in asked.items() if name != "provider"}
+    # A run stays on what was found when it was begun.
+    found = {"provider": AUTO, "recompute": "auto"}
+    asked = {name: value for name, value in asked.items() if name not in found or value != found[name]}
     config = TrainConfig.from_mapping({**values, **asked})
     for name, value in config.to_dict().items():
         if value != values[name] and name not in (*_FREE, *free):

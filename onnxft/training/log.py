@@ -46,6 +46,8 @@ class Log(LineProgress):
         self.say(f"versions {', '.join(f'{name} {version}' for name, version in placement.versions.items())}")
         together = f" in each of {n} processes" if (n := session.processes.size) > 1 else ""
         self.say(f"batch size {session.batch_size}{together}, trainable {manifest.num_trainable:,} / {total:,}")
+        if manifest.recomputes():
+            self.say(f"activations are {'computed again' if session.recomputes else 'kept'}")
         self.say(f"options {', '.join(f'{name} {value}' for name, value in asked.items()) or 'all default'}")
 
     def __exit__(

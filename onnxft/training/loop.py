@@ -126,6 +126,7 @@ def _start(session: TrainSession, plan: Plan, directory: Path, weights: str | No
         session.manifest, session.placement, plan.config, directory, session.batch_size, plan.data.source,
         plan.data.rows, plan.batches[0], plan.rows_left_out, own.source if own else None, own.rows if own else None,
         plan.classes, weights, session.processes.size, plan.memory, taken_up,
+        session.recomputes,
     )  # fmt: skip
 
 
@@ -144,8 +145,9 @@ def train(
     """Train an open session and record everything in `run_dir`.
 
     Args:
-        session: opened with the provider, threads, batch size, processes and seed of `config`. Of several processes
-            the first reads and writes the directory, shows the run and evaluates; each calls this and returns the same.
+        session: opened with the provider, threads, batch size, recomputation, processes and seed of `config`. Of
+            several processes the first reads and writes the directory, shows the run and evaluates; each calls this and
+            returns the same.
         data: rows to train on.
         val: rows to evaluate on; None evaluates on `data`.
         config: what to do.
@@ -345,7 +347,8 @@ def _result(
     records.summarize({
         "end": end, "epochs": {"asked": plan.config.epochs, "made": position.epoch}, "updates": position.step,
         "updates_left_out": session.loss_scale.skipped,
-        "provider": {"asked": plan.placement.requested, "obtained": plan.placement.obtained}, "evaluated": plan.split,
+        "provider": {"asked": plan.placement.requested, "obtained": plan.placement.obtained},
+        "recomputes": session.recomputes, "evaluated": plan.split,
         "artifacts": position.history, "metric": plan.metric, "best_epoch": position.best_epoch,
         "before": before, "best": after, "last": last,
     })  # fmt: skip

@@ -84,6 +84,7 @@ def opened(
         device=config.device,
         provider_options=config.provider_options,
         strict=config.strict,
+        recompute=config.recomputes,
         processes=processes,
     ) as session:
         yield Opened(session, rows, held, config, expected.plan(session.placement.obtained))

@@ -41,6 +41,8 @@ class Start:
     """What it is expected to take; None where nobody asked."""
     taken_up: str | None = None
     """From where the run goes on with another generator, and with which; None: with the one it had."""
+    recomputes: bool = False
+    """Whether the backward pass computes activations again."""
 
 
 @dataclass(frozen=True)

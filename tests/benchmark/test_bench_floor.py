@@ -16,9 +16,10 @@ from onnxft.benchmark.exchange import Measurement, Peaks
 from onnxft.benchmark.floor import floor_seconds, with_floors, work_of
 from onnxft.benchmark.report import Row
 from onnxft.benchmark.statistics import summarize
-from onnxft.manifest import Amount, Manifest, StepWork
+from onnxft.manifest import Manifest
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.sessions import OpenSession, open_session
+from onnxft.step_work import Amount, StepWork
 
 REACHED = Peaks(flops=300, bandwidth=45)
 WORK = StepWork(Amount(600, 60), Amount(200, 20), Amount(100, 10))

@@ -390,7 +390,10 @@ def test_frozen_weights_in_fewer_bytes_are_told(onnxft_command: Command) -> None
 )
 def test_recomputation_is_recorded_and_shown(arguments: list[str], blocks: int, onnxft_command: Command) -> None:
     assert onnxft_command("export", f"{MODELS}:adaptable", "--out", "made", *arguments).code == 0
-    assert Manifest.load(Path("made")).recompute == blocks
+    manifest = Manifest.load(Path("made"))
+    assert manifest.recompute == blocks
+    expected = {"train.recomputed.onnx", "gradients.recomputed.onnx"} if blocks else set()
+    assert {name for name in manifest.files if "recomputed" in name} == expected
     shown = onnxft_command("inspect", "made").out
     words = {0: "", 1: "activations, 1 block at a time", 2: "activations, 2 blocks at a time"}[blocks]
     assert ("Recompute" in shown) == bool(blocks) and words in shown

@@ -3,11 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import models
 import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+import onnxft
 from onnxft.cli.inspect import inspect
 from onnxft.errors import ArtifactError, ModelError
 from onnxft.grad.coverage import Coverage, coverage
@@ -69,6 +71,22 @@ def test_the_memory_of_an_artifact_is_a_table_of_parts(exported: Callable[..., P
         "new parameters and state 780 B 0 B 0 B",
     ):  # fmt: skip
         assert line in found[at:], line
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_memory_of_both_kinds_of_graphs_is_told(tmp_path: Path) -> None:
+    found = shown(onnxft.export(*models.adaptable(), tmp_path / "both", recompute=True, batch_size=6))
+    title = "Estimated memory of a training run on cpu, smaller batches accumulated"
+    at = [found.index(f"{title}{kind}:") for kind in ("", ", activations computed again")]
+    assert at == sorted(at)
+    for place in at:
+        assert found[place + 1] == "part 6 rows 3 rows 1 row"
+        assert any(line.startswith("activations ") for line in found[place:])
+        assert any(line.startswith("total ") for line in found[place:])
+    for role in ("train", "gradients"):  # a long name is cut off in a narrow terminal
+        assert [line.split()[1][: len(role) + 3] for line in found if line.startswith(f"{role} {role}.")] == [
+            f"{role}.on", f"{role}.re",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

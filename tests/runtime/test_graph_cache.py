@@ -48,13 +48,20 @@ def copied(exported: Opened, digits_source: str, tmp_path: Path, monkeypatch: py
     return copy
 
 
+def opened(
+    artifact: Path, *, threads: int | None = None, batch_size: int | None = None, **options: str
+) -> TrainSession:
+    """A session that keeps optimized graphs."""
+    return TrainSession(artifact, threads=threads, batch_size=batch_size, provider_options={OPTION: "1", **options})
+
+
 def kept(artifact: Path) -> set[Path]:
     return {*artifact.glob("cache/graphs/*.onnx*")}
 
 
 def numbers(artifact: Path, **options: str) -> dict[str, bytes]:
     """Everything that two steps, a gradient and an evaluation of a short batch compute."""
-    session = TrainSession(artifact, threads=2, batch_size=BATCH_SIZE, provider_options=options)
+    session = opened(artifact, threads=2, batch_size=BATCH_SIZE, **options)
     with session:
         batch = random_batch(session.manifest, BATCH_SIZE, seed=3)
         found = {f"loss {i}": np.float64(session.step(batch, lr=0.01).loss) for i in range(2)}
@@ -84,7 +91,10 @@ def test_nodes_are_executed_in_the_same_order(model: str, copied: Opened, tmp_pa
     def order(hashes: dict[str, str]) -> list[str]:
         with profiling(tmp_path / "profile"):
             session = open_session(
-                artifact / graph.file, Execution(threads=1), dimensions={BATCH: BATCH_SIZE}, hashes=hashes
+                artifact / graph.file,
+                Execution(threads=1, options={OPTION: "1"}),
+                dimensions={BATCH: BATCH_SIZE},
+                hashes=hashes,
             ).session
         batch = random_batch(manifest, BATCH_SIZE, seed=3)
         types = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
@@ -136,7 +146,7 @@ def test_another_machine_or_version_has_another_name(change: str, monkeypatch: p
 def test_each_batch_size_is_kept_whatever_the_threads(copied: Opened) -> None:
     artifact = copied("mlp")
     for batch_size, threads, expected in ((4, 1, 1), (4, 2, 1), (5, 2, 2)):
-        TrainSession(artifact, batch_size=batch_size, threads=threads).close()
+        opened(artifact, batch_size=batch_size, threads=threads).close()
         assert len(kept(artifact)) == expected
 
 
@@ -161,7 +171,7 @@ def test_a_damaged_graph_is_made_anew_and_said_once(
     damage: Callable[[Path], object], copied: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = copied("mlp")
-    TrainSession(artifact, batch_size=BATCH_SIZE).close()
+    opened(artifact, batch_size=BATCH_SIZE).close()
     (path,) = kept(artifact)
     expected = numbers(artifact)
     damage(path)
@@ -173,10 +183,10 @@ def test_a_damaged_graph_is_made_anew_and_said_once(
 
 def test_graphs_of_somebody_else_are_removed(copied: Opened, tmp_path: Path) -> None:
     artifact = copied("mlp")
-    TrainSession(artifact, batch_size=4).close()
+    opened(artifact, batch_size=4).close()
     before = kept(artifact)
     shutil.rmtree(tmp_path / "home")
-    TrainSession(artifact, batch_size=5).close()
+    opened(artifact, batch_size=5).close()
     assert len(kept(artifact)) == 1
     assert not kept(artifact) & before
 
@@ -188,9 +198,15 @@ def test_a_directory_without_a_cache_trains_too(copied: Opened) -> None:
     assert numbers(artifact) == expected
 
 
+def test_nothing_is_kept_unless_asked_for(copied: Opened) -> None:
+    artifact = copied("mlp")
+    TrainSession(artifact).close()
+    assert not (artifact / "cache").exists()
+
+
 def test_small_graphs_are_not_kept(exported: Opened, tmp_path: Path) -> None:
     artifact = Path(shutil.copytree(exported("mlp"), tmp_path / "mlp"))
-    TrainSession(artifact).close()
+    opened(artifact).close()
     assert not (artifact / "cache").exists()
 
 
@@ -199,7 +215,7 @@ def test_what_was_used_last_is_kept_within_the_bound(copied: Opened, monkeypatch
     names = {}
     for batch_size in (4, 5):
         before = kept(artifact)
-        TrainSession(artifact, batch_size=batch_size).close()
+        opened(artifact, batch_size=batch_size).close()
         (names[batch_size],) = kept(artifact) - before
     os.utime(names[5], (1, 1))
     os.utime(names[4], (2, 2))
@@ -207,11 +223,11 @@ def test_what_was_used_last_is_kept_within_the_bound(copied: Opened, monkeypatch
     left_by_a_killed_process.write_bytes(bytes(10))
     os.utime(left_by_a_killed_process, (1, 1))
     monkeypatch.setattr(graph_cache, "MAX_BYTES", names[4].stat().st_size * 5 // 2)
-    TrainSession(artifact, batch_size=7).close()
+    opened(artifact, batch_size=7).close()
     assert len(kept(artifact)) == 2
     assert names[4] in kept(artifact)
     monkeypatch.setattr(graph_cache, "MAX_BYTES", 10)
-    TrainSession(artifact, batch_size=8).close()
+    opened(artifact, batch_size=8).close()
     assert not kept(artifact)
 
 
@@ -228,7 +244,8 @@ from onnxft.runtime import graph_cache
 from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 graph_cache.MIN_BYTES = 0
-with TrainSession({str(artifact)!r}, threads=1, batch_size={BATCH_SIZE}) as session:
+kept = {{{OPTION!r}: '1'}}
+with TrainSession({str(artifact)!r}, threads=1, batch_size={BATCH_SIZE}, provider_options=kept) as session:
     print(session.step(random_batch(session.manifest, {BATCH_SIZE}, seed=3), lr=0.01).loss)
 """
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]

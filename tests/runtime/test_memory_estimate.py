@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import onnxft
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.memory import peak_resident_bytes, size_of
@@ -98,6 +99,16 @@ def test_each_graph_that_opens_counts(exported: Callable[..., Path]) -> None:
     assert opened[0] % NODE_BYTES == 0
     assert opened == sorted(set(opened))
     assert opened[1] - opened[0] == opened[3] - opened[2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_recomputation_takes_fewer_activations_and_more_operators(tmp_path: Path) -> None:
+    models = pytest.importorskip("models", reason="torch, of which the models are, is not installed here")
+    made, _ = model(onnxft.export(*models.deep(), tmp_path / "deep", recompute=True))
+    kept, again = (made.estimate([{"batch": 24}], Use(recompute=recompute)).parts for recompute in (False, True))
+    assert again.pop(ACTIVATIONS) < 0.6 * kept.pop(ACTIVATIONS)
+    assert again.pop("open graphs") > kept.pop("open graphs")
+    assert again == kept
 
 
 def test_sizes_of_a_dimension_share_an_arena(exported: Callable[..., Path]) -> None:

@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from onnxft.errors import ArtifactError
+import onnxft
+from onnxft.errors import ArtifactError, ConfigError
 from onnxft.files import sha256
+from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 
 ROWS = 16
@@ -38,6 +40,45 @@ def test_the_first_parameters_are_those_of_the_module(exported: Callable[..., Pa
     module, _ = models.mlp()
     with TrainSession(exported("mlp"), threads=1) as session:
         assert_identical(session.parameters, {n: p.detach().numpy() for n, p in module.named_parameters()})
+
+
+@pytest.fixture(scope="module")
+def both_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of which activations can be kept and computed again."""
+    return onnxft.export(*models.transformer(), tmp_path_factory.mktemp("both") / "kinds", recompute=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_goes_on_with_the_other_kind_of_graphs(first: bool, both_kinds: Path, tmp_path: Path) -> None:
+    def step(session: TrainSession, seed: int) -> None:
+        if seed % 2:
+            session.step(random_batch(session.manifest, 4, seed), lr=0.01)
+        else:
+            session.accumulate(random_batch(session.manifest, 4, seed))
+            session.update(lr=0.01)
+
+    with TrainSession(both_kinds, threads=1, recompute=first) as whole:
+        for seed in range(4):
+            step(whole, seed)
+        expected = whole.parameters
+    with TrainSession(both_kinds, threads=1, recompute=first) as begun:
+        for seed in range(2):
+            step(begun, seed)
+        begun.save_checkpoint(tmp_path / "checkpoint")
+    with TrainSession(both_kinds, threads=1, recompute=not first) as other:
+        assert other.recomputes != first
+        other.load_checkpoint(tmp_path / "checkpoint")
+        for seed in range(2, 4):
+            step(other, seed)
+        assert_identical(other.parameters, expected)
+
+
+def test_an_artifact_of_one_kind_is_not_recomputed(exported: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"'mlp' has no graphs that compute activations again\. Export it with --rec"):
+        TrainSession(exported("mlp"), threads=1, recompute=True)
+    with TrainSession(exported("mlp"), threads=1) as session:
+        assert not session.recomputes
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])

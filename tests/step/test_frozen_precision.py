@@ -296,8 +296,8 @@ def test_the_backward_pass_widens_anew_when_the_gradient_is_there(precision: str
         maker = {value: node for node in nodes for value in node.output}
         kinds = {"DequantizeLinear"} if precision == "int8" else {"Cast"}
         widening = [n for n in nodes if n.op_type in kinds and n.attribute[0].i != onnx.TensorProto.BOOL]
-        stored = [n for n in widening if "stored" in n.input[0] or maker[n.input[0]].op_type == "Slice"]
-        waiting = [n for n in stored if any(maker[v].op_type in ("Where", "Slice") for v in n.input if v in maker)]
+        stored = [n for n in widening if "stored" in n.input[0] or maker[n.input[0]].op_type == "Reshape"]
+        waiting = [n for n in stored if any(maker[v].op_type in ("Where", "Reshape") for v in n.input if v in maker)]
         # wide, twice for the forward pass; wide, twice and once more for the way back
         assert (len(stored), len(waiting)) == (5, 3)
 

@@ -24,14 +24,13 @@ from torch import nn
 
 from onnxft import api
 from onnxft.errors import ConfigError, OnnxftError, SelectionError
-from onnxft.generators import native
 from onnxft.graph.builder import add_input, builder
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import BATCH, HalfPrecision, Manifest
 from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 from onnxft.runtime.sessions import ROUNDING_FUSIONS
-from onnxft.step.build import build_step
+from onnxft.step.build import differentiated
 from onnxft.step.precision import lower
 from onnxft.step.recompute import RECOMPUTED, _index, _wait
 from onnxft.step.segments import Recomputation
@@ -172,21 +171,16 @@ CASES = {
 }
 
 
-def written(case: Case, folder: Path) -> tuple[Path, Path]:
-    """The artifact that keeps all activations, and the one that computes some again."""
+def written(case: Case, folder: Path) -> Path:
+    """The artifact with both kinds of graphs."""
     made = api.plan(*case.source(), recompute=case.per_segment, **case.options)
-    assert made.blocks is not None
-    for name, again in (("kept", None), ("recomputed", Recomputation(made.blocks, case.per_segment))):
-        native.generate(
-            made.forward, made.selection, made.loss, made.optimizer, folder / name, batch_size=ROWS,
-            recomputation=again,
-        )  # fmt: skip
-    return folder / "kept", folder / "recomputed"
+    made.write(folder / "artifact", batch_size=ROWS)
+    return folder / "artifact"
 
 
-def three_steps(artifact: Path) -> dict[str, np.ndarray]:
+def three_steps(artifact: Path, recompute: bool) -> dict[str, np.ndarray]:
     """Gradients, losses, parameters and running statistics, by name."""
-    with TrainSession(artifact, threads=1, seed=3) as session:
+    with TrainSession(artifact, threads=1, seed=3, recompute=recompute) as session:
         batch = random_batch(session.manifest, ROWS, 5)
         found = {f"gradient {k}": v for k, v in session.gradients(batch).items()}
         found["losses"] = np.array([session.step(batch, lr=1e-2).loss for _ in range(3)])
@@ -197,10 +191,14 @@ def three_steps(artifact: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", CASES)
 def test_the_numbers_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    kept, recomputed = written(case, tmp_path)
-    operators = Counter(node.op_type for node in nodes_of(recomputed / "train.onnx") if node.name.endswith(RECOMPUTED))
+    artifact = written(case, tmp_path)
+    operators, none = (
+        Counter(node.op_type for node in nodes_of(artifact / file) if node.name.endswith(RECOMPUTED))
+        for file in ("train.recomputed.onnx", "train.onnx")
+    )
     assert {op: operators[op] for op in case.again} == case.again
-    expected, found = three_steps(kept), three_steps(recomputed)
+    assert not none
+    expected, found = three_steps(artifact, False), three_steps(artifact, True)
     assert found.keys() == expected.keys()
     differing = [k for k, v in expected.items() if not np.array_equal(v, found[k])]
     assert differing == []
@@ -231,7 +229,7 @@ def nodes_of(path: Path) -> list[onnx.NodeProto]:
     return list(onnx.load(path, load_external_data=False).graph.node)
 
 
-def executed(artifact: Path, folder: Path) -> list[tuple[onnx.NodeProto, dict[str, int]]]:
+def executed(artifact: Path, folder: Path, recompute: bool) -> list[tuple[onnx.NodeProto, dict[str, int]]]:
     """What the runtime makes of the training graph, in the order in which it runs.
 
     Returns:
@@ -239,17 +237,17 @@ def executed(artifact: Path, folder: Path) -> list[tuple[onnx.NodeProto, dict[st
     """
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
+    graph = Manifest.load(artifact).graph("train", recompute=recompute)
     options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(ROUNDING_FUSIONS))
-    options.optimized_model_filepath = str(folder / f"{artifact.name}.onnx")
-    options.enable_profiling, options.profile_file_prefix = True, str(folder / artifact.name)
+    options.optimized_model_filepath = str(folder / f"run.{graph.file}")
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / Path(graph.file).stem)
     options.add_free_dimension_override_by_name(BATCH, ROWS)
-    session = ort.InferenceSession(artifact / "train.onnx", options, providers=["CPUExecutionProvider"])
-    ports = Manifest.load(artifact).graph("train").inputs
-    feeds = {p.name: np.ones([ROWS if d == BATCH else int(d) for d in p.shape], p.dtype) for p in ports}
+    session = ort.InferenceSession(artifact / graph.file, options, providers=["CPUExecutionProvider"])
+    feeds = {p.name: np.ones([ROWS if d == BATCH else int(d) for d in p.shape], p.dtype) for p in graph.inputs}
     session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text())
     kernels = [e for e in events if e["name"].endswith("_kernel_time")]
-    nodes = {node.name: node for node in nodes_of(folder / f"{artifact.name}.onnx")}
+    nodes = {node.name: node for node in nodes_of(folder / f"run.{graph.file}")}
     found = []
     for event in sorted(kernels, key=lambda e: e["ts"]):
         node = nodes[event["name"].removesuffix("_kernel_time")]
@@ -275,8 +273,8 @@ def peak_of_activations(order: list[tuple[onnx.NodeProto, dict[str, int]]]) -> i
 def orders(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
     """Executed nodes of eight blocks, without and with recomputation."""
     folder = tmp_path_factory.mktemp("orders")
-    kept, recomputed = written(Case(partial(dense, 8), {}), folder)
-    return executed(kept, folder), executed(recomputed, folder)
+    artifact = written(Case(partial(dense, 8), {}), folder)
+    return executed(artifact, folder, False), executed(artifact, folder, True)
 
 
 def test_the_runtime_keeps_the_copies_apart(orders: tuple[list[Any], list[Any]]) -> None:
@@ -307,7 +305,7 @@ def test_graphs_in_half_precision_give_the_same_numbers_too(precision: HalfPreci
     assert made.blocks is not None
     results = []
     for again in (None, Recomputation(made.blocks)):
-        step = build_step(made.forward, made.selection, made.loss, made.optimizer, again)
+        step = differentiated(made.forward, made.selection, made.loss, made.optimizer, again)
         lowered = lower(step["gradients"], precision)
         model = ir.to_proto(lowered.model)
         onnx.checker.check_model(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True))
@@ -321,6 +319,24 @@ def test_graphs_in_half_precision_give_the_same_numbers_too(precision: HalfPreci
     for kept, recomputed in zip(*results, strict=True):
         np.testing.assert_array_equal(recomputed, kept)
         assert np.isfinite(kept).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["int8", "float16", "bfloat16"])
+def test_a_frozen_weight_is_widened_anew_where_its_layer_is_computed_again(precision: Any, tmp_path: Path) -> None:
+    """So that none is kept in float32 from the forward pass on."""
+    artifact = api.export(
+        *models.deep(), tmp_path / "artifact", trainable=["stem.*", "head.*"], recompute=True,
+        frozen_precision=precision,
+    )  # fmt: skip
+    nodes = {node.name: node for node in nodes_of(artifact / "train.recomputed.onnx")}
+    readers = Counter(x for node in nodes.values() for x in node.input)
+    again = {name: node for name, node in nodes.items() if node.op_type == "Conv" and name.endswith(RECOMPUTED)}
+    assert len(again) == 5
+    for name, node in again.items():
+        weights = [node.input[1], nodes[name.removesuffix(RECOMPUTED)].input[1]]
+        assert weights[1].startswith("blocks.")
+        assert [readers[w] for w in weights] == [1, 1]
 
 
 REFUSED: dict[str, tuple[Source, dict[str, Any], type[OnnxftError], str]] = {

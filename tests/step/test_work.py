@@ -9,8 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxft.manifest import Amount, Manifest, StepWork
+from onnxft.manifest import Manifest
 from onnxft.step.work import work_between
+from onnxft.step_work import Amount, StepWork
 
 B = 4
 """Rows."""

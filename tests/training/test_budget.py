@@ -97,6 +97,121 @@ def test_the_largest_of_sizes(sizes: list[int], limit: int, found: int | None) -
     assert largest(sizes, lambda n: n <= limit) == found
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of which activations can be kept and computed again; pictures of 48 × 44, 24 rows a batch."""
+    import models
+
+    place = tmp_path_factory.mktemp("budget") / "both"
+    return onnxft.export(*models.deep(), place, recompute=True, batch_size=24)
+
+
+KEPT, AGAIN = ({"recompute": word} for word in ("off", "on"))
+WHOLE = {"batch_size": 24, "accumulate": 1}
+ROW_BY_ROW = {"batch_size": 1, "accumulate": 24}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("asked", "fits", "more", "picked", "words"),
+    [
+        # Activations are kept as long as any batch that keeps them fits.
+        ({}, {**WHOLE, **KEPT}, 0, (24, 1, "off"), "batches of 24 (as asked for), activations kept"),
+        ({}, {**WHOLE, **KEPT}, -1, (12, 2, "off"), "2 added up for an update, activations kept"),
+        ({}, {**ROW_BY_ROW, **KEPT}, 0, (1, 24, "off"), "24 added up for an update, activations kept"),
+        ({}, {**ROW_BY_ROW, **KEPT}, -1, (2, 12, "on"), "activations recomputed (nothing fits that keeps them)"),
+        ({}, {**ROW_BY_ROW, **AGAIN}, 0, (1, 24, "on"), "activations recomputed (nothing fits that keeps them)"),
+        # What is asked for is not chosen.
+        (AGAIN, {**WHOLE, **KEPT}, 0, (24, 1, "on"), "(as asked for), activations recomputed (as asked for)"),
+        (AGAIN, {**WHOLE, **AGAIN}, 0, (24, 1, "on"), "activations recomputed (as asked for)"),
+        (AGAIN, {**WHOLE, **AGAIN}, -1, (12, 2, "on"), "instead of 24, the most that fits"),
+        (KEPT, {**WHOLE, **AGAIN}, 0, (6, 4, "off"), "4 added up for an update, activations kept"),
+    ],
+)  # fmt: skip
+def test_activations_are_recomputed_where_nothing_else_fits(
+    asked: dict[str, str], fits: dict[str, Any], more: int, picked: tuple[int, int, str], words: str, both: Path
+) -> None:
+    limit = needed(both, **fits) + more
+    plan = expected(both, memory_budget=f"{limit}B", **asked).fitted()
+    assert (plan.config.batch_size, plan.config.accumulate, plan.config.recompute) == picked
+    assert words in plan.picked
+    estimate = plan.plan("cpu").estimate
+    assert estimate is not None
+    assert estimate.total <= limit
+    again = replace(expected(both), config=plan.config).fitted()
+    assert again.config == plan.config
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("recompute", "least", "words"),
+    [
+        ("auto", {**ROW_BY_ROW, **AGAIN}, "with recomputed activations and batches of 1 row the run takes"),
+        ("on", {**ROW_BY_ROW, **AGAIN}, "with recomputed activations and batches of 1 row the run takes"),
+        ("off", {**ROW_BY_ROW, **KEPT}, "is too small: with batches of 1 row the run takes"),
+    ],
+)
+def test_the_least_is_that_of_all_that_may_be_chosen(
+    recompute: str, least: dict[str, Any], words: str, both: Path
+) -> None:
+    size = needed(both, **least)
+    with pytest.raises(ConfigError, match=words) as err:
+        expected(both, memory_budget=f"{size - 1}B", recompute=recompute).fitted()
+    assert f"Give it {size / 1e6:.1f} MB, or " in str(err.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("recompute", "words"),
+    [("auto", "train less of the model (onnxft export --method last:K)"), ("off", "recompute auto instead of off")],
+)
+def test_where_a_batch_stays_whole_fewer_activations_are_proposed(recompute: str, words: str, both: Path) -> None:
+    changed = replace(Manifest.load(both), loss=Loss("model", "loss", scalar=True))
+    with pytest.raises(ConfigError, match="which cannot be divided") as err:
+        expected(both, changed, memory_budget="60MB", recompute=recompute).fitted()
+    assert words in str(err.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("word", "recomputes"), [("auto", True), ("on", True), ("off", False)])
+def test_without_a_budget_an_artifact_that_recomputes_does(word: str, recomputes: bool, both: Path) -> None:
+    plan = expected(both, recompute=word).plan("cpu")
+    assert plan.estimate is not None
+    assert plan.estimate.total == needed(both, recompute="on" if recomputes else "off")
+    assert plan.picked == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_tells_and_keeps_what_was_picked(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    data = {"image": rng.standard_normal((48, 1, 48, 44)).astype(np.float32), "labels": np.arange(48) % 3}
+    limit = needed(both, **ROW_BY_ROW, **KEPT) - 1
+    options = {"epochs": 2, "threads": 1, "metric": "loss", "memory_budget": f"{limit}B"}
+    told: list[Any] = []
+    whole = loop.run(both, data, options, run_dir=tmp_path / "whole", announce=told.append)
+    assert told[0].recomputes
+    assert read_yaml(whole.directory / "config.yaml")["recompute"] == "on"
+    assert json.loads((whole.directory / "metrics.json").read_bytes())["recomputes"] is True
+    assert "activations recomputed" in json.loads((whole.directory / "memory.json").read_bytes())["picked"]
+    assert "activations are computed again" in (whole.directory / "train.log").read_text()
+    stopped = loop.run(both, data, options, run_dir=tmp_path / "run", progress=StopAfter(3))
+    assert stopped.end == "interrupted"
+    monkeypatch.setattr(opening, "base_bytes", lambda: 0)  # now a batch that keeps its activations would fit
+    for asked in ({"recompute": "off"}, {"recompute": "off", "memory_budget": f"{limit}B"}):
+        with pytest.raises(ConfigError, match="begun with recompute on, and --resume cannot go on with recompute off"):
+            loop.run(both, data, asked, run_dir=tmp_path / "run", resume=True)
+    made = loop.run(both, data, {"recompute": "auto"}, run_dir=tmp_path / "run", resume=True)
+    assert made.config.recompute == "on"
+    assert (tmp_path / "run" / "results.csv").read_bytes() == (whole.directory / "results.csv").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_budget": "1GB"}], ids=str)
+def test_an_artifact_that_keeps_all_is_not_recomputed(options: dict[str, str], artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recompute is on, but the artifact 'convnet' .*Export it with --recompute"):
+        loop.run(artifact, rows(), {"recompute": "on", **options}, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_accumulators_may_take_more_than_a_whole_batch() -> None:
     assert largest([16, 8, 4], lambda n: n == 16) == 16
 
@@ -244,6 +359,29 @@ def test_the_command_says_what_is_expected_and_what_was(artifact: Path, tmp_path
     assert "batches of 192 (instead of 384" in lines[0]
     assert lines[1].startswith("memory     peak ")
     assert "estimated " in lines[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("words", "recomputes"), [([], True), (["--recompute", "on"], True), (["--recompute", "off"], False),
+                              (["--config", "word.yaml"], False)], ids=str,
+)  # fmt: skip
+def test_the_command_says_what_happens_to_activations(
+    words: list[str], recomputes: bool, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((7, 1, 48, 44)).astype(np.float32)
+    np.savez("rows.npz", image=images, labels=np.arange(7) % 3)
+    Path("word.yaml").write_text("recompute: off\n")
+    given = [str(both), "--data", "rows.npz", "--epochs", "1", "--batch-size", "5", "--run", "run", *words]
+    result = CliRunner().invoke(train_command, given)
+    assert result.exit_code == 0, result.output
+    kept = "computed again" if recomputes else "kept"
+    assert [line for line in result.stdout.splitlines() if line.startswith("backward ")] == [
+        f"backward   activations are {kept}"
+    ]
+    assert json.loads(Path("run/metrics.json").read_bytes())["recomputes"] == recomputes
 
 
 def test_what_a_plan_says() -> None:

@@ -74,7 +74,7 @@ def test_a_run_says_what_runs_what_changed_and_what_is_next(command):
         "Next: onnxft bench linear --provider cpu",
     ):  # fmt: skip
         assert words in result.stdout, words
-    options = {"precision": "float32", "device": None, "provider_options": {}, "strict": False}
+    options = {"precision": "float32", "device": None, "provider_options": {}, "strict": False, "recompute": None}
     sizes = {"batch_size": None, "dimensions": {}}
     assert command.opened == [{"provider": "cpu", "threads": 1, "seed": 4, "processes": ALONE, **sizes, **options}]
     assert [line.split("  ")[0] for line in result.stderr.splitlines()] == ["before training", "epoch 1/2", "epoch 2/2"]

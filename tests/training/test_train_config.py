@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from onnxft.errors import ConfigError
@@ -27,6 +29,7 @@ BAD = [
     ({"schedule": "step", "step_size": 2, "gamma": 0.0}, ["gamma is 0.0"]),
     ({"step_size": 2}, ["step_size", "schedule is constant"]),
     ({"schedule": "cosine", "gamma": 0.5}, ["gamma", "schedule is cosine"]),
+    ({"recompute": "offf"}, ["unknown recompute 'offf'", "Did you mean 'off'"]),
     ({"metric": "balanced_acuracy"}, ["Did you mean 'balanced_accuracy'"]),
     ({"epoch": 3}, ["unknown key 'epoch'", "Did you mean 'epochs'"]),
     ({3: 3}, ["unknown key 3"]),
@@ -43,7 +46,9 @@ def test_bad_values_are_named(values, words):
 
 
 def test_yaml_there_and_back(tmp_path):
-    config = TrainConfig(epochs=3, lr=3e-4, schedule="cosine", warmup=0.1, clip_norm=1.0, dimensions={"s": 3})
+    config = TrainConfig(
+        epochs=3, lr=3e-4, schedule="cosine", warmup=0.1, clip_norm=1.0, dimensions={"s": 3}, recompute="off"
+    )
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert TrainConfig.from_mapping(read_yaml(path)) == config
@@ -74,12 +79,12 @@ def test_an_empty_yaml_file_sets_nothing(tmp_path):
     assert read_yaml(path) == {}
 
 
-SAVED = TrainConfig(epochs=4, lr=0.01, batch_size=8)
+SAVED = TrainConfig(epochs=4, lr=0.01, batch_size=8, recompute="on")
 
 
-@pytest.mark.parametrize("asked", [{}, {"lr": 0.01}, {"epochs": 9}], ids=str)
+@pytest.mark.parametrize("asked", [{}, {"lr": 0.01}, {"epochs": 9}, {"recompute": "auto"}], ids=str)
 def test_a_resumed_run_keeps_its_options(asked):
-    assert resumed(SAVED, asked) == TrainConfig(epochs=asked.get("epochs", 4), lr=0.01, batch_size=8)
+    assert resumed(SAVED, asked) == replace(SAVED, epochs=asked.get("epochs", 4))
 
 
 @pytest.mark.parametrize(
@@ -88,11 +93,12 @@ def test_a_resumed_run_keeps_its_options(asked):
         (SAVED, {"lr": 0.02}, ["lr 0.01", "lr 0.02"]),
         (SAVED, {"batch_size": 4}, ["batch_size 8", "batch_size 4"]),
         (SAVED, {"dimensions": {"sequence": 4}}, ["dimensions {}", "dimensions {'sequence': 4}"]),
+        (SAVED, {"recompute": "off"}, ["recompute on", "recompute off"]),
         (SAVED, {"clip_norm": 1.0}, ["clip_norm None", "clip_norm 1.0"]),
         (TrainConfig(epochs=4, schedule="cosine"), {"epochs": 5}, ["epochs 4", "epochs 5", "cosine"]),
         (TrainConfig(epochs=4, warmup=0.5), {"epochs": 5}, ["epochs 4", "epochs 5", "warmup 0.5"]),
     ],
-    ids=["lr", "batch_size", "dimensions", "from none", "cosine", "warmup"],
+    ids=["lr", "batch_size", "dimensions", "recompute", "from none", "cosine", "warmup"],
 )
 def test_a_resumed_run_refuses_other_options(saved, asked, words):
     with pytest.raises(ConfigError) as error:

@@ -86,6 +86,9 @@ class _Again:
         """A Slice of everything, because Where does not take half precision on the CPU."""
         assert half is not None
         start = self._op.Where(self._condition, [0], [0])
-        whole = self._op.Slice(half, start, [static_dims(half, 0, 1)[0]], [0])
+        size = static_dims(half, 0, len(dims(half)))
+        whole = self._op.Slice(half, start, [size[0]], [0])
+        # OpenVINO takes no convolution whose weight has a size that is computed, as that of the Slice seems to be.
+        whole = self._op.Reshape(whole, size)
         set_dims(whole, dims(half))
         return whole

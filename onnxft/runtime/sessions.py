@@ -38,8 +38,7 @@ _WIDENS = "FuseFp16InitializerToFp32NodeTransformer"
 """The runtime's rewriting of a float16 constant and its Cast to one in float32."""
 ROUNDING_FUSIONS = (
     "SkipLayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion",
-    "EmbedLayerNormFusion", "GeluFusionL1", "GeluFusionL2", "BiasGeluFusion", "FastGeluFusion", "QuickGeluFusion",
-    "AttentionFusion",
+    "EmbedLayerNormFusion", "BiasGeluFusion", "FastGeluFusion", "QuickGeluFusion", "AttentionFusion",
 )  # fmt: skip
 """Optimizations that compute a value within its only reader, with another rounding than apart."""
 _profile: ContextVar[Path | None] = ContextVar("profile", default=None)

@@ -15,6 +15,7 @@ from onnxft.step.batch_norm import decompose, use_batch_statistics
 from onnxft.step.depthwise import multiply_depthwise
 from onnxft.step.fold import fold_batch_norm, fold_padding
 from onnxft.step.frozen.again import widen_again
+from onnxft.step.gelu import gather_gelu, spread_gelu
 from onnxft.step.losses import LossTerms
 from onnxft.step.masks import multiply_masks
 from onnxft.step.optimizers import optimizer_transform
@@ -60,6 +61,7 @@ def differentiated(
     buffers = use_batch_statistics(train.op, {name: train.values[name] for name in selection.buffers})
     fold_padding(train.op.builder.graph)
     fold_batch_norm(train.op, [train.values[name] for name in selection.trainable])
+    gather_gelu(train.op.builder.graph)
     terms = train.add_loss(loss)
     xs = {name: train.values[name] for name in selection.trainable}
     before = set(train.model.graph)
@@ -71,9 +73,11 @@ def differentiated(
     if recomputation and not again:
         raise nothing_recomputed(forward, recomputation)
     widen_again(train.op, before, forward.stored)
+    spread_gelu(train.op)
     multiply_masks(train.op, before, xs.values(), terms.loss_sum)
     decompose(train.op)
     multiply_depthwise(train.op, xs.values())
+    train.put_backward_last()
     return {
         "gradients": _gradients_graph(train, terms, gradients, buffers),
         "train": _train_graph(train, terms, gradients, buffers, selection, optimizer),

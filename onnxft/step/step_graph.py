@@ -13,6 +13,7 @@ from onnxft.errors import ModelError, near
 from onnxft.graph.builder import Op, add_input, builder
 from onnxft.graph.forward import Forward
 from onnxft.graph.shapes import dims
+from onnxft.graph.walk import after
 from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Loss, Port, Role
 from onnxft.step.in_place import may_overwrite
 from onnxft.step.losses import LossTerms, label_type, loss_builder
@@ -131,6 +132,19 @@ class StepGraphBuilder:
         self.add_output(terms.weight_sum, "weight_sum", "weight_sum")
         for slot, value in terms.metrics.items():
             self.add_output(value, f"metric.{slot}", "metric", slot=slot)
+
+    def put_backward_last(self) -> None:
+        """Let nodes that need no label stand before those that do.
+
+        ONNX Runtime computes, of what a node reads, first what stands last in the file. So the gradient that arrives at
+        a layer is there before the slope that it is multiplied with, which would take memory for that time.
+        """
+        graph = self.model.graph
+        labels = {p.name for p in self.inputs if p.role in ("label", "sample_weight")}
+        behind = after(graph, [v for v in graph.inputs if v.name in labels])
+        moved = [node for node in graph if not behind.isdisjoint(node.outputs)]
+        graph.remove(moved)
+        graph.extend(moved)
 
     def finish(self) -> StepGraph:
         """Drop what nothing reads, inputs included."""

@@ -21,7 +21,8 @@ def node_of(op_type, domain=""):
 
 
 def test_every_rule_has_a_case_and_every_case_a_rule():
-    assert {case.op for case in cases.ALL} == set(supported_ops())
+    # Gelu is newer than opset 18: the step makes it and writes it as arithmetic again, see step/test_gelu.
+    assert {case.op for case in cases.ALL} | {"Gelu"} == set(supported_ops())
 
 
 def test_names_of_cases_are_unique():

@@ -165,7 +165,7 @@ CASES = {
     "low-rank adapters": Case(models.adaptable, {"Tanh": 3}, {"method": "lora:2,head"}),
     "convolutions": Case(convolutions, {"Conv": 2, "Clip": 2, "Relu": 1}),
     "trained batch norm": Case(convolutions, {"Conv": 2, "Clip": 2, "Relu": 1}, {"train_batchnorm": ["*"]}),
-    "transformer": Case(models.transformer, {"Softmax": 1, "Erf": 1, "LayerNormalization": 1}),
+    "transformer": Case(models.transformer, {"Softmax": 1, "LayerNormalization": 1}),
     "tied weights": Case(tied, {"Erf": 2}),
     "loops": Case(recurrent, {"Tanh": 4}),
 }

@@ -119,13 +119,13 @@ ROW_BY_ROW = {"batch_size": 1, "accumulate": 24}
         ({}, {**WHOLE, **KEPT}, 0, (24, 1, "off"), "batches of 24 (as asked for), activations kept"),
         ({}, {**WHOLE, **KEPT}, -1, (12, 2, "off"), "2 added up for an update, activations kept"),
         ({}, {**ROW_BY_ROW, **KEPT}, 0, (1, 24, "off"), "24 added up for an update, activations kept"),
-        ({}, {**ROW_BY_ROW, **KEPT}, -1, (2, 12, "on"), "activations recomputed (nothing fits that keeps them)"),
+        ({}, {**ROW_BY_ROW, **KEPT}, -1, (1, 24, "on"), "activations recomputed (nothing fits that keeps them)"),
         ({}, {**ROW_BY_ROW, **AGAIN}, 0, (1, 24, "on"), "activations recomputed (nothing fits that keeps them)"),
         # What is asked for is not chosen.
         (AGAIN, {**WHOLE, **KEPT}, 0, (24, 1, "on"), "(as asked for), activations recomputed (as asked for)"),
         (AGAIN, {**WHOLE, **AGAIN}, 0, (24, 1, "on"), "activations recomputed (as asked for)"),
         (AGAIN, {**WHOLE, **AGAIN}, -1, (12, 2, "on"), "instead of 24, the most that fits"),
-        (KEPT, {**WHOLE, **AGAIN}, 0, (6, 4, "off"), "4 added up for an update, activations kept"),
+        (KEPT, {**WHOLE, **AGAIN}, 0, (8, 3, "off"), "3 added up for an update, activations kept"),
     ],
 )  # fmt: skip
 def test_activations_are_recomputed_where_nothing_else_fits(

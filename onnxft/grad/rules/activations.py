@@ -97,6 +97,19 @@ def erf(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return (op.Mul(dy, op.Mul(bell, 2.0 / math.sqrt(math.pi))),)
 
 
+@vjp("Gelu")
+def gelu(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x Φ(x)      dx = dy * (Φ(x) + x φ(x)), Φ = (1 - erf(u)) / 2, φ = exp(-u²) / sqrt(2 pi), u = -x / sqrt(2)
+
+    Nothing is read but x. The sign of u keeps a runtime from reading the erf of the forward pass, kept until now.
+    """
+    (x,) = node.inputs
+    u = op.Mul(x, -math.sqrt(0.5))
+    below = op.Mul(op.Sub(1.0, op.Erf(u)), 0.5)
+    bell = op.Mul(op.Exp(op.Neg(op.Mul(u, u))), 1.0 / math.sqrt(2.0 * math.pi))
+    return (op.Mul(dy, op.Add(below, op.Mul(x, bell))),)
+
+
 @vjp("Softplus")
 def softplus(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = log(1 + exp(x))      dx = dy * sigmoid(x)"""

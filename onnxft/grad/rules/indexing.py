@@ -13,6 +13,7 @@ from onnxft.grad.registry import Gradients, vjp
 from onnxft.graph.builder import (
     Op,
     cast_like,
+    constant,
     expand_like,
     pad_axis,
     pad_to,
@@ -23,6 +24,8 @@ from onnxft.graph.builder import (
 )
 from onnxft.graph.shapes import dims, product, static_dims, symbolic_count
 
+LARGE_TABLE = 2**20
+"""From so many values on, zeros of its shape are not left to a runtime to hold as a constant all the time."""
 SMALL_TABLE = 64
 """Up to this many rows, a product with one-hot rows is cheap, and every provider has it."""
 
@@ -54,7 +57,8 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
         one_hot = _one_hot(op, reshape(op, flat, [picked, 1]), size, dy)
         dx = op.Gemm(one_hot, reshape(op, dy, [picked, row]), transA=1)
         return reshape(op, dx, dims(x)), None
-    return op.ScatterElements(zeros_like(op, x), expand_like(op, flat, dy), dy, axis=axis, reduction="add"), None
+    zeros = _late_zeros(op, x, dy) if _is_large(x) else zeros_like(op, x)
+    return op.ScatterElements(zeros, expand_like(op, flat, dy), dy, axis=axis, reduction="add"), None
 
 
 @vjp("GatherElements")
@@ -79,3 +83,15 @@ def _one_hot(op: Op, indices: ir.Value, size: int, like: ir.Value) -> ir.Value:
     indices = op.Cast(indices, to=int(ir.DataType.INT64))
     wrapped = op.Where(op.Less(indices, 0), op.Add(indices, size), indices)
     return cast_like(op, op.Equal(wrapped, list(range(size))), like)
+
+
+def _is_large(x: ir.Value) -> bool:
+    shape = dims(x)
+    return all(isinstance(d, int) for d in shape) and math.prod(static_dims(x)) >= LARGE_TABLE
+
+
+def _late_zeros(op: Op, x: ir.Value, dy: ir.Value) -> ir.Value:
+    """Zeros of the shape of `x` that are made when `dy` is there, whatever its values."""
+    is_set = op.Cast(op.Gather(reshape(op, dy, [None]), [0]), to=int(ir.DataType.BOOL))
+    zero = constant(op, [0.0], x)
+    return expand_like(op, op.Where(is_set, zero, zero), x)

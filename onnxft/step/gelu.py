@@ -1,0 +1,108 @@
+"""Gelu as one operator while a model is differentiated, so that the backward pass needs its input alone.
+
+Exporters write x Φ(x) in five operators. Differentiated one by one, the backward pass reads three tensors of them. The
+rule of Gelu reads x, which costs another Erf. Afterwards Gelu is arithmetic again, which the CPU provider fuses,
+since nothing reads what lies within.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from onnxft.graph.builder import Op
+from onnxft.graph.lowering.activations import gelu_erf
+from onnxft.graph.shapes import dims, set_dims
+
+_CLOSE = 1e-5
+"""Relative difference of a constant from the number that it stands for."""
+
+
+def gather_gelu(graph: ir.Graph) -> None:
+    """Make one operator of each x / 2 * (1 + erf(x / sqrt(2))), whatever the order of its factors, in place."""
+    for erf in [node for node in graph if node.op_type == "Erf" and not node.domain]:
+        found = _gelu(erf)
+        if found is None:
+            continue
+        x, y = found
+        last = y.producer()
+        assert last is not None
+        gelu = ir.Node("", "Gelu", [x], num_outputs=1, name=f"{last.name}/Gelu")
+        (new,) = gelu.outputs
+        new.name, new.type, new.shape = f"{y.name}.gelu", y.type, y.shape
+        graph.insert_after(last, gelu)
+        y.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def spread_gelu(op: Op) -> None:
+    """Write each Gelu as arithmetic, in place. The old nodes stay without readers until the graph is finished."""
+    graph = op.builder.graph
+    for gelu in [node for node in graph if node.op_type == "Gelu" and not node.domain]:
+        (x,), (y,) = gelu.inputs, gelu.outputs
+        assert x is not None
+        new = gelu_erf(op, x)
+        set_dims(new, dims(y))
+        y.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.sort()
+
+
+def _gelu(erf: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """x and y where the node is the Erf of a Gelu from x to y."""
+    x, factor = _scaled(erf.inputs[0])
+    value = _times(erf.outputs[0], "Add")
+    if x is None or value is None or not _is(factor, math.sqrt(0.5)) or not _is(value[1], 1.0):
+        return None
+    y, factor, has_x = value[0], 1.0, False
+    while not (has_x and _is(factor, 0.5)):
+        user = _only_user(y)
+        if user is None or user.op_type not in ("Mul", "Div") or user.domain:
+            return None
+        a, b = user.inputs
+        other = b if a is y else a
+        base, scale = _scaled(other)
+        if (number := _number(other)) is not None and (user.op_type == "Mul" or other is b):
+            factor *= number if user.op_type == "Mul" else 1 / number
+        elif user.op_type == "Mul" and base is x and not has_x:
+            factor, has_x = factor * scale, True
+        else:
+            return None
+        y = user.outputs[0]
+    return x, y
+
+
+def _times(value: ir.Value, op_type: str) -> tuple[ir.Value, float] | None:
+    """What the only user of a value makes of it with a number, and the number."""
+    user = _only_user(value)
+    if user is None or user.op_type != op_type or user.domain:
+        return None
+    a, b = user.inputs
+    number = _number(b if a is value else a)
+    return None if number is None else (user.outputs[0], number)
+
+
+def _scaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """x and k where the value is k x."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type in ("Mul", "Div") and not node.domain:
+        a, b = node.inputs
+        if (number := _number(b)) is not None and number != 0:
+            return a, number if node.op_type == "Mul" else 1 / number
+        if node.op_type == "Mul" and (number := _number(a)) is not None:
+            return b, number
+    return value, 1.0
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    users = [node for node, _ in value.uses()]
+    return users[0] if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The only element of a constant."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(()))
+
+
+def _is(found: float, expected: float) -> bool:
+    return abs(found - expected) <= _CLOSE * expected

@@ -45,7 +45,8 @@ def fold_batch_norm(op: Op, parameters: Iterable[ir.Value]) -> None:
 
     (conv(x, w) + b - mean) * a + bias = conv(x, w * a) + (b - mean) * a + bias  with  a = scale / sqrt(var + epsilon)
 
-    So neither the forward nor the backward pass multiplies the data by a; scale and bias may be trained.
+    So neither the forward nor the backward pass multiplies the data by a. Where scale or bias are trained the layer
+    stays: in half precision their gradients would come out of products that are rounded too early.
 
     Args:
         op: writes into the graph.
@@ -60,12 +61,8 @@ def fold_batch_norm(op: Op, parameters: Iterable[ir.Value]) -> None:
             continue
         assert y is not None and scale is not None and bias is not None
         w = conv.inputs[1]
-        if (
-            w not in trained
-            or len(y.uses()) > 1
-            or y.is_graph_output()
-            or not (_is_constant(mean) and _is_constant(var))
-        ):
+        is_fixed = all(map(_is_constant, norm.inputs[1:]))
+        if w not in trained or not is_fixed or len(y.uses()) > 1 or y.is_graph_output():
             continue
         assert w is not None
         epsilon = norm.attributes.get_float("epsilon", 1e-5)

@@ -60,10 +60,10 @@ def operators(artifact: Path) -> list[str]:
     ("how", "left"),
     [
         ({"trainable": ["*"], "frozen": ["norms.*"]}, 0),
-        ({"trainable": ["*"]}, 0),
+        ({"trainable": ["*"]}, 3),
         ({"trainable": ["norms.*", "head.*"]}, 3),  # constant weights keep the fast kernels
         ({"trainable": ["deep.*", "norms.0.*", "head.*"]}, 2),
-        ({"trainable": ["*"], "train_batchnorm": ["norms.1"]}, 0),  # written as arithmetic
+        ({"trainable": ["*"], "train_batchnorm": ["norms.1"]}, 2),  # written as arithmetic
         ({"method": "lora:2,head", "lora_targets": ["wide.*"]}, 3),
     ],
     ids=["frozen", "trained", "norms", "some", "statistics", "lora"],

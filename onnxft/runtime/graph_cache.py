@@ -22,7 +22,7 @@ from onnxft import __version__
 from onnxft.files import new_file
 from onnxft.runtime.engine_cache import FOLDER, sealed, user_secret
 from onnxft.runtime.execution_order import with_order_kept
-from onnxft.runtime.providers import runtime
+from onnxft.runtime.providers import first_line, runtime
 
 OPTION = "graph_cache_enable"
 """Option of the provider `cpu`; 1: graphs are kept and read."""
@@ -57,8 +57,8 @@ def create_session(
             place = folder / f"{_key(model, hashes, conditions)}.onnx"
             session = _from_kept(place, model, options, providers)
             return _kept(place, model, options, providers) if session is None else session
-        except Exception:  # the runtime raises its own classes: opened without, it shows what is wrong with the graph
-            pass
+        except Exception as err:  # the runtime raises its own classes: opened without, it shows what is wrong
+            _warn("'%s' is opened without a kept graph: %s", model.name, first_line(err))
     return runtime().InferenceSession(str(model), options, providers=providers, enable_fallback=0)
 
 
@@ -71,9 +71,7 @@ def _from_kept(place: Path, model: Path, options: Any, providers: list[Any] | No
     except FileNotFoundError:
         return None
     if not hmac.compare_digest(hmac.digest(_code_key(place), graph, hashlib.sha256), code):
-        import logging  # which takes a while
-
-        logging.getLogger(__name__).warning("'%s', kept for '%s', is damaged: it is made anew.", place, model.name)
+        _warn("'%s', kept for '%s', is damaged: it is made anew.", place, model.name)
         return None
     with suppress(OSError):  # one who may only read it
         os.utime(place)
@@ -104,6 +102,12 @@ def _kept(place: Path, model: Path, options: Any, providers: list[Any] | None) -
         file.write(code.digest())
     _make_room(place.parent)
     return session
+
+
+def _warn(words: str, *what: object) -> None:
+    import logging  # which takes a while
+
+    logging.getLogger(__name__).warning(words, *what)
 
 
 def _make_room(folder: Path) -> None:

@@ -7,13 +7,11 @@ weights are inputs, and the backward pass reads the data.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxft.graph.builder import Op, reshape
+from onnxft.graph.constants import constant_array
 from onnxft.graph.shapes import dims, static_dims
 from onnxft.graph.walk import after
 
@@ -61,7 +59,7 @@ def fold_batch_norm(op: Op, parameters: Iterable[ir.Value]) -> None:
             continue
         assert y is not None and scale is not None and bias is not None
         w = conv.inputs[1]
-        is_fixed = all(map(_is_constant, norm.inputs[1:]))
+        is_fixed = all(constant_array(v) is not None for v in norm.inputs[1:])
         if w not in trained or not is_fixed or len(y.uses()) > 1 or y.is_graph_output():
             continue
         assert w is not None
@@ -79,7 +77,7 @@ def fold_batch_norm(op: Op, parameters: Iterable[ir.Value]) -> None:
 def _zeros_around(pad: ir.Node) -> list[tuple[int, int]] | None:
     """How many zeros a Pad puts before and behind each axis; None where it puts something else, or is not constant."""
     x, *given = pad.inputs
-    amounts, value, axes = ([_array(v) for v in given] + [None, None])[:3]
+    amounts, value, axes = ([constant_array(v) for v in given] + [None, None])[:3]
     absent = [v is None for v in given] + [True, True]
     is_known = amounts is not None and (absent[1] or value is not None) and (absent[2] or axes is not None)
     if not is_known or pad.attributes.get_string("mode", "constant") != "constant":
@@ -92,12 +90,3 @@ def _zeros_around(pad: ir.Node) -> list[tuple[int, int]] | None:
     for place, before, behind in zip(places, amounts[: len(places)], amounts[len(places) :], strict=True):
         found[place] = int(before), int(behind)
     return found
-
-
-def _array(value: ir.Value | None) -> NDArray[Any] | None:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else np.asarray(tensor.numpy())
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and ir.convenience.get_const_tensor(value) is not None

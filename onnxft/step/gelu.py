@@ -12,6 +12,7 @@ import math
 import onnx_ir as ir
 
 from onnxft.graph.builder import Op
+from onnxft.graph.constants import constant_array
 from onnxft.graph.lowering.activations import gelu_erf
 from onnxft.graph.shapes import dims, set_dims
 
@@ -100,8 +101,8 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 
 def _number(value: ir.Value | None) -> float | None:
     """The only element of a constant."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(()))
+    array = constant_array(value)
+    return None if array is None or array.size != 1 else float(array.reshape(()))
 
 
 def _is(found: float, expected: float) -> bool:

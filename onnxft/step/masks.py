@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 import onnx_ir as ir
 
 from onnxft.graph.builder import Op, cast_like
-from onnxft.graph.shapes import dims, set_dims, static_dims
+from onnxft.graph.constants import constant_array
+from onnxft.graph.shapes import dims, set_dims
 from onnxft.graph.walk import after, nodes_of, reads
 
 _BOUNDED = {
@@ -61,11 +62,11 @@ def _is_bounded(node: ir.Node, moved: Collection[ir.Value]) -> bool:
     if node.op_type == "Div":
         return node.inputs[1] not in moved
     if node.op_type == "Pow":
-        exponent = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
-        return exponent is not None and bool((exponent.numpy() >= 1).all())
+        exponent = constant_array(node.inputs[1])
+        return exponent is not None and bool((exponent >= 1).all())
     return not node.domain and node.op_type in _BOUNDED
 
 
 def _is_zero(value: ir.Value) -> bool:
-    tensor = ir.convenience.get_const_tensor(value)
-    return tensor is not None and static_dims(value) == () and not tensor.numpy().any()
+    array = constant_array(value)
+    return array is not None and array.shape == () and not array.any()

@@ -191,11 +191,13 @@ def test_graphs_of_somebody_else_are_removed(copied: Opened, tmp_path: Path) -> 
     assert not kept(artifact) & before
 
 
-def test_a_directory_without_a_cache_trains_too(copied: Opened) -> None:
+def test_a_directory_without_a_cache_trains_too_and_says_so(copied: Opened, caplog: pytest.LogCaptureFixture) -> None:
     artifact = copied("mlp")
     expected = numbers(artifact, **{OPTION: "0"})
     (artifact / "cache").write_text("a file")
     assert numbers(artifact) == expected
+    said = [r.message for r in caplog.records if r.name == graph_cache.__name__]
+    assert said[0].startswith("'train.onnx' is opened without a kept graph: ")
 
 
 def test_nothing_is_kept_unless_asked_for(copied: Opened) -> None:

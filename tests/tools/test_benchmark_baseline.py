@@ -10,24 +10,19 @@ from typing import Any
 
 import pytest
 from task_reports import failed, report, row
+from tool_modules import imported
 
 from onnxft.benchmark.report import Report, Row
 from onnxft.errors import ConfigError, DataError
 
-TOOLS = Path(__file__).parents[2] / "tools"
 PARTS: dict[str, Any] = {"cells-head": "head", "news-full": "full"}
 TORCH = row("torch", 0.080, 600_000_000)
 
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        import benchmark_tasks
-
-        yield benchmark_tasks
-        for name in [name for name in sys.modules if name.startswith("benchmark_")]:
-            sys.modules.pop(name)
+    with imported("benchmark_tasks", "benchmark_") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

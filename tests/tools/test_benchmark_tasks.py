@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from task_reports import failed, report, row
+from tool_modules import imported
 
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.exchange import KeptFeatures
@@ -17,7 +18,6 @@ from onnxft.benchmark.report import Report, Row
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import Manifest
 
-TOOLS = Path(__file__).parents[2] / "tools"
 COUNTS = {
     "cells-head": 2_562,
     "cells-last": 2_646_946,
@@ -46,13 +46,8 @@ PARTS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        import benchmark_tasks
-
-        yield benchmark_tasks
-        for name in [name for name in sys.modules if name.startswith("benchmark_")]:
-            sys.modules.pop(name)
+    with imported("benchmark_tasks", "benchmark_") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

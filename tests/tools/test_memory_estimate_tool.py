@@ -6,20 +6,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tool_modules import imported
 
 from onnxft.memory import peak_resident_bytes
-
-TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        import memory_estimate
-
-        yield memory_estimate
-        sys.modules.pop("memory_estimate")
+    with imported("memory_estimate", "memory_estimate") as module:
+        yield module
 
 
 def test_the_page_shows_each_line_and_the_worst(tool: ModuleType) -> None:

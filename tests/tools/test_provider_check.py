@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 from reports import REASON, one_failed
+from tool_modules import imported
 
-TOOLS = Path(__file__).parents[2] / "tools"
 XML = """<testsuites><testsuite>
 <testcase classname="a.test_state" name="test_x[cuda:float16-mlp]" time="0.5"/>
 <testcase classname="a.test_state" name="test_x[cuda-mlp]" time="0.5"><failure message="wrong&#10;by far"/></testcase>
@@ -22,12 +21,8 @@ XML = """<testsuites><testsuite>
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        import provider_check
-
-        yield provider_check
-        sys.modules.pop("provider_check")
+    with imported("provider_check", "provider_check") as module:
+        yield module
 
 
 def evidence(tool: ModuleType) -> Any:

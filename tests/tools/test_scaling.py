@@ -12,24 +12,19 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from task_reports import failed, report, row
+from tool_modules import TOOLS, imported
 
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.report import Report, Row
 from onnxft.errors import DataError, ModelError
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SIZES = (2, 4, 8, 16, 32)
 
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        import scaling
-
-        yield scaling
-        for name in [name for name in sys.modules if name.startswith(("scaling", "benchmark_"))]:
-            sys.modules.pop(name)
+    with imported("scaling", "scaling", "benchmark_") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def ort_training(session: nox.Session) -> None:
     session.run(builder, "-m", "onnxft", "setup", "ort-training", "--at", str(made), external=True)
     concerned = ["tests/ort_training", "tests/benchmark/test_bench_ort_training.py"]
     session.run(
-        builder, "-m", "pytest", *PARALLEL, "--durations=15", *(session.posargs or concerned),
+        builder, "-m", "pytest", *PARALLEL, "--durations=15", *(session.posargs or [*concerned, "-m", "not slow"]),
         env={**ONE_THREAD, "ONNXFT_ORT_TRAINING_PYTHON": str(made / "bin" / "python")}, external=True,
     )  # fmt: skip
 

@@ -89,7 +89,7 @@ def growth(found: Mapping[str, Sequence[Course]]) -> Table:
 
 
 def _slope(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+    return NONE if value is None else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def steps(axis: Axis, of_axis: Sequence[Course]) -> Table:

@@ -22,7 +22,8 @@ Clock = Callable[[], float]
 
 CHAIN = 4
 """MatMuls in one run, so that handing over the operands does not count."""
-MATMUL_SIZES = (2048, 4096, 8192)
+MATMUL_SIZES = (256, 2048, 4096, 8192)
+"""The first is for what multiplies slowly, such as bfloat16 of torch on a processor without it."""
 COPY_BYTES = 2**29
 """Much larger than the caches."""
 LONG_ENOUGH = 0.02

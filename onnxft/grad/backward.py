@@ -13,15 +13,17 @@ from onnxft.grad.registry import rule_for
 from onnxft.graph.builder import STOP_GRADIENT, Op, constant, is_float, sum_to
 
 
-def backward(op: Op, y: ir.Value, xs: Sequence[ir.Value], between: Iterable[ir.Value] = ()) -> dict[ir.Value, ir.Value]:
+def backward(
+    op: Op, y: ir.Value, xs: Sequence[ir.Value], between: Iterable[ir.Value] = (), seed: ir.Value | None = None
+) -> dict[ir.Value, ir.Value]:
     """Append the nodes that compute dy/dx for every x in `xs`, and return {x: dx}.
 
-    `y` is a scalar; every `dx` has the shape of its `x`. Of the values `between` the xs and y, those that gradients
-    pass are in the result too. GradientError if an operator on the path has no rule, or if some x does not reach y (it
-    would silently stay untrained).
+    `y` is a scalar, and so is the `seed` that all gradients are multiplied with (None: 1); every `dx` has the shape of
+    its `x`. Of the values `between` the xs and y, those that gradients pass are in the result too. GradientError if an
+    operator on the path has no rule, or if some x does not reach y (it would silently stay untrained).
     """
     path = nodes_between(xs, y)
-    found: dict[ir.Value, list[ir.Value]] = {y: [constant(op, 1.0, y)]}
+    found: dict[ir.Value, list[ir.Value]] = {y: [constant(op, 1.0, y) if seed is None else seed]}
     for node in reversed(path):
         dys = [_total(op, found.get(output)) for output in node.outputs]
         if all(dy is None for dy in dys):

@@ -6,7 +6,7 @@ A *key* names such a tensor independently of the graph: `weight` (parameter), `w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 from typing import Any, Literal, Protocol
 
@@ -29,7 +29,7 @@ CPU: Device = ("cpu", 0)
 STATE_SLOTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 Family = Literal["parameter", "state", "accumulator", "statistic", "average"]
-"""Tensors that a graph writes together, all in place or none."""
+"""Tensors that change places together, but for those that every graph writes in place."""
 
 
 def key_of(port: Port) -> str | None:
@@ -64,6 +64,16 @@ def family(key: str) -> Family:
             return "parameter"
 
 
+def always_in_place(graphs: Iterable[GraphFile]) -> frozenset[str]:
+    """Keys of what each of the graphs that write it writes over the old; accumulators have zeros beside them anyway."""
+    places: dict[str, bool] = {}
+    for port in (port for graph in graphs for port in graph.outputs):
+        key = key_of(port)
+        if key is not None and family(key) != "accumulator":
+            places[key] = places.get(key, True) and port.in_place
+    return frozenset(key for key, in_place in places.items() if in_place)
+
+
 def device_of(asked: Execution) -> Device:
     """Where parameters and state of a request live."""
     memory = provider(asked.provider).memory
@@ -80,8 +90,8 @@ class Runner(Protocol):
 class ValueStore:
     """Binding `values`: each tensor is the OrtValue that the last run returned."""
 
-    def __init__(self, initial: Mapping[str, Array], device: Device = CPU) -> None:
-        """Take the tensors over; accumulators begin as zeros. The runtime decides where, whatever the `device`."""
+    def __init__(self, initial: Mapping[str, Array], device: Device = CPU, fixed: Collection[str] = ()) -> None:
+        """Take the tensors over; accumulators begin as zeros. The runtime decides where, whatever is asked for."""
         self.values: dict[str, Any] = {}
         self._zeros = {k: _ort_value(v) for k, v in initial.items() if family(k) == "accumulator"}
         for key, value in initial.items():
@@ -126,15 +136,18 @@ class ValueRunner:
 
 
 class BoundStore:
-    """Binding `bound`: a second buffer for each tensor that a graph may not write in place; the two of a family change
-    places after a run that wrote it.
+    """Binding `bound`: a second buffer for each tensor that some graph may not write in place; the two of a family
+    change places after a run that wrote it.
 
     Accumulators have a third, constant buffer of zeros that stands for 'nothing accumulated yet'.
     """
 
-    def __init__(self, initial: Mapping[str, Array], device: Device = CPU) -> None:
-        """Take the tensors over into the memory of `device`; accumulators begin as zeros."""
-        self.device = device
+    def __init__(self, initial: Mapping[str, Array], device: Device = CPU, fixed: Collection[str] = ()) -> None:
+        """Take the tensors over into the memory of `device`; accumulators begin as zeros.
+
+        The keys that are `fixed` have one buffer alone; see `always_in_place`.
+        """
+        self.device, self.fixed = device, fixed
         self._buffers: dict[tuple[str, int], Any] = {}
         self._kinds = {key: (value.shape, value.dtype) for key, value in initial.items()}
         self.sides: dict[Family, int] = {
@@ -147,6 +160,7 @@ class BoundStore:
 
     def buffer(self, key: str, side: int) -> Any:
         """The buffer of a tensor on a side, made when first asked for."""
+        side = 0 if key in self.fixed else side
         if (key, side) not in self._buffers:
             self._buffers[key, side] = _ort_value(np.zeros(*self._kinds[key]), self.device)
         return self._buffers[key, side]
@@ -179,14 +193,15 @@ class BoundRunner:
     def __init__(self, opened: OpenSession, graph: GraphFile, store: BoundStore) -> None:
         """Bind `graph`, open as `opened`, to `store`.
 
-        A family of tensors is written over what it replaces where the graph says so of each of them.
+        A family of tensors is written over what it replaces where the graph says so of each that is not fixed there.
         """
         self._opened, self._graph, self._store = opened, graph, store
         self._bindings: dict[tuple[int, ...], tuple[Any, tuple[Any, ...]]] = {}
         self._results: dict[str, Any] = {}
         self._fed: dict[str, Any] = {}
         self._transient = [p.name for p in graph.outputs if key_of(p) is None]
-        written = [(family(key), p.in_place) for p in graph.outputs if (key := key_of(p)) is not None]
+        keys = {key: p.in_place for p in graph.outputs if (key := key_of(p)) is not None}
+        written = [(family(key), in_place or key in store.fixed) for key, in_place in keys.items()]
         self._written = {name for name, _ in written}
         self._moving = {name for name, in_place in written if not in_place}
 

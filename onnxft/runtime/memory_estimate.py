@@ -16,8 +16,8 @@ import numpy as np
 
 from onnxft.manifest import GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import resident_bytes, size_text
-from onnxft.runtime.arena import Arena
-from onnxft.runtime.buffers import key_of
+from onnxft.runtime.arena import Arena, first_region
+from onnxft.runtime.buffers import always_in_place, key_of
 from onnxft.runtime.graph_values import Graph, read_graph
 from onnxft.runtime.liveness import Lives, folded, lives
 from onnxft.runtime.providers import runtime
@@ -113,7 +113,7 @@ class MemoryModel:
             sizes: each {symbolic dimension: its size} that a batch may have, the batch included; the largest first.
             use: what it will be used for.
         """
-        arena = Arena()
+        arena = Arena(first_region(self._manifest))
         opened, constants, guessed = 0, 0, 0
         for file, run in self._opened(use):
             graph = self._graph(file)
@@ -152,13 +152,15 @@ class MemoryModel:
         """What lives between steps; what `train` may not write in place has a second buffer."""
         trained, state = self._trained, self._state
         train = self._manifest.graph("train", recompute=use.recompute)
-        beside = {p.role for p in train.outputs if key_of(p) is not None and not p.in_place}
+        fixed = always_in_place(graph for _, graph in self._manifest.every_graph)
+        free = [p for p in train.outputs if (key := key_of(p)) is not None and key not in fixed]
+        moving = {p.role for p in free if not p.in_place}
         parts = {"trained parameters": trained, "optimizer state": state}
         statistics = sum(math.prod(b.shape) * np.dtype(b.dtype).itemsize for b in self._manifest.buffers)
         if use.accumulates:
             parts |= {"gradients": 2 * trained, "running statistics": 2 * statistics}
         else:
-            new = trained * ("parameter" in beside) + state * ("state" in beside)
+            new = sum(_port_bytes(p, {}) for p in free if p.role in moving & {"parameter", "state"})
             parts |= {"new parameters and state": new, "running statistics": 2 * statistics}
         if use.averages:
             parts["averages"] = trained

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.manifest import BATCH, PARAMETERS_FILE, SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import peak_resident_bytes
+from onnxft.runtime.arena import first_region
 from onnxft.runtime.batches import Sizes, combined, pad, sizes_of
 from onnxft.runtime.buffers import (
     AVERAGE_SLOT,
@@ -22,6 +23,7 @@ from onnxft.runtime.buffers import (
     Runner,
     ValueRunner,
     ValueStore,
+    always_in_place,
     device_of,
     key_of,
 )
@@ -75,7 +77,7 @@ class NativeEngine:
         self._open("train" if self._asked.precision == "float32" else "gradients", self.sizes[0])
         initial = self._initial()
         self._store: BoundStore | ValueStore = (
-            BoundStore(initial, device_of(self._asked))
+            BoundStore(initial, device_of(self._asked), always_in_place(graph for _, graph in manifest.every_graph))
             if provider(self._asked.provider).binding == "bound"
             else ValueStore(initial)
         )
@@ -338,6 +340,7 @@ class NativeEngine:
             execution_of(role, self._asked),
             dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
             shared_arena=True,
+            first_region=first_region(self.manifest),
             frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
             # What the backward pass reads is computed apart: so must be what it is a copy of.
             without=ROUNDING_FUSIONS if self._asked.recompute and role in ("train", "gradients") else (),

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxft.grad.backward import backward
+from onnxft.graph.builder import constant
 from onnxft.graph.forward import Forward
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import GraphRole, Loss, Optimizer
@@ -18,12 +19,12 @@ from onnxft.step.frozen.again import widen_again
 from onnxft.step.gelu import gather_gelu, spread_gelu
 from onnxft.step.losses import LossTerms
 from onnxft.step.masks import multiply_masks
-from onnxft.step.optimizers import optimizer_transform
+from onnxft.step.optimizers import update_of
 from onnxft.step.recompute import recompute
 from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
 from onnxft.step.select import Selection
 from onnxft.step.step_graph import StepGraph, StepGraphBuilder
-from onnxft.step.transforms import Scalars, clip_by_global_norm, clip_by_value
+from onnxft.step.updates import Scalars, clip_by_global_norm, clip_by_value
 
 
 def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
@@ -67,7 +68,10 @@ def differentiated(
     before = set(train.model.graph)
     outputs = [terms.loss_sum, terms.weight_sum, *terms.metrics.values()]
     segments = find_segments(train, outputs, recomputation) if recomputation else ()
-    found = backward(train.op, terms.loss_sum, list(xs.values()), [v for segment in segments for v in segment.given])
+    # The training graph differentiates the mean over the rows, so that no gradient is divided afterwards.
+    seed = train.op.Reciprocal(terms.weight_sum)
+    given = [v for segment in segments for v in segment.given]
+    found = backward(train.op, terms.loss_sum, list(xs.values()), given, seed)
     gradients = {name: found[x] for name, x in xs.items()}
     again = recompute(train.op, segments, found, [*outputs, *buffers.values()], gradients.values())
     if recomputation and not again:
@@ -79,23 +83,31 @@ def differentiated(
     multiply_depthwise(train.op, xs.values())
     train.put_backward_last()
     return {
-        "gradients": _gradients_graph(train, terms, gradients, buffers),
+        "gradients": _gradients_graph(train, terms, gradients, buffers, seed),
         "train": _train_graph(train, terms, gradients, buffers, selection, optimizer),
     }
 
 
 def _gradients_graph(
-    train: StepGraphBuilder, terms: LossTerms, gradients: Mapping[str, ir.Value], buffers: Mapping[str, ir.Value]
+    train: StepGraphBuilder,
+    terms: LossTerms,
+    gradients: Mapping[str, ir.Value],
+    buffers: Mapping[str, ir.Value],
+    seed: ir.Value,
 ) -> StepGraph:
-    """accumulator + gradient, for each parameter; on a copy, since the training graph goes on from the same point."""
+    """accumulator + gradient of the sum, for each parameter, with 1 in the place of `seed`; on a copy, since the
+    training graph goes on from the same point.
+    """
     graph = train.model.graph
-    values = [terms.loss_sum, terms.weight_sum, *terms.metrics.values(), *gradients.values(), *buffers.values()]
+    sums = [terms.loss_sum, terms.weight_sum, *terms.metrics.values()]
+    values = [*sums, *gradients.values(), *buffers.values(), seed]
     graph.outputs.extend(values)
     clone = train.model.clone()
     graph.outputs.clear()
     cloned = dict(zip(values, clone.graph.outputs, strict=True))
     copy = StepGraphBuilder(clone, train.forward)
     copy.inputs = list(train.inputs)
+    cloned[seed].replace_all_uses_with(constant(copy.op, 1.0, seed))
     metrics = {name: cloned[value] for name, value in terms.metrics.items()}
     copy.add_loss_outputs(LossTerms(cloned[terms.loss_sum], cloned[terms.weight_sum], metrics))
     for name, g in gradients.items():
@@ -114,10 +126,9 @@ def _train_graph(
     selection: Selection,
     optimizer: Optimizer,
 ) -> StepGraph:
-    """Gradients and update in one graph, for a batch that is the whole step."""
+    """Gradients of the mean and update in one graph, for a batch that is the whole step."""
     train.add_loss_outputs(terms)
-    means = {name: train.op.Div(g, terms.weight_sum) for name, g in gradients.items()}
-    _add_update(train, means, selection, optimizer)
+    _add_update(train, gradients, selection, optimizer)
     train.add_buffer_outputs(buffers)
     return train.finish()
 
@@ -185,18 +196,18 @@ def adapter_graph(forward: Forward, selection: Selection) -> ir.Model:
 def _add_update(
     graph: StepGraphBuilder, means: Mapping[str, ir.Value], selection: Selection, optimizer: Optimizer
 ) -> None:
-    """p' = p - transform(mean gradient), parameter by parameter, so that each stays in cache."""
-    op, transform = graph.op, optimizer_transform(optimizer)
+    """Each parameter and its state by its mean gradient, parameter by parameter, so that each stays in cache."""
+    op, update = graph.op, update_of(optimizer)
     step = graph.add_scalar("step", "step")
-    shared: dict[str, ir.Value] = {}
+    shared: dict[tuple[str, ir.Value], ir.Value] = {}
     groups = dict.fromkeys(selection.groups[name] for name in selection.trainable)
     rates = {g: graph.add_scalar(f"lr.{g}", "lr", group=g) for g in groups}
     decays = {g: graph.add_scalar(f"weight_decay.{g}", "weight_decay", group=g) for g in groups}
     for name in selection.trainable:
         p, group = graph.values[name], selection.groups[name]
-        state = {s: graph.add_state_input(name, "state", s, f"{name}.{s}") for s in transform.slots}
+        state = {s: graph.add_state_input(name, "state", s, f"{name}.{s}") for s in update.slots}
         scalars = Scalars(rates[group], decays[group], step, shared)
-        delta, new = transform.apply(op, means[name], p, state, scalars)
-        graph.add_output(op.Sub(p, delta), f"{name}.new", "parameter", parameter=name)
+        moved, new = update.apply(op, means[name], p, state, scalars)
+        graph.add_output(moved, f"{name}.new", "parameter", parameter=name)
         for slot, value in new.items():
             graph.add_output(value, f"{name}.{slot}.new", "state", parameter=name, slot=slot)

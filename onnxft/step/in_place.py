@@ -10,17 +10,21 @@ _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Identity")
 def may_overwrite(old: ir.Value, new: ir.Value) -> bool:
     """Whether `new` may be written where `old`, an input of the graph, lies.
 
-    So it is where each reader of `old` works element by element, and is done by then whatever the order in which a
-    runtime executes: it writes `new`, or `new` depends on it.
+    So it is where each reader of `old` is done by then whatever the order in which a runtime executes: it works element
+    by element and writes `new`, or `new` depends on it. Other operators are left out but for the lookup in a table: a
+    runtime takes a Transpose for a part of the products behind it, which may come later.
     """
     writer = new.producer()
     readers = [use.node for use in old.uses()]
     return not old.is_graph_output() and all(
-        reader.op_type in _ELEMENTWISE
-        and reader.outputs[0].shape == old.shape
-        and (reader is writer or _leads_to(reader, writer))
+        (reader is writer and _is_elementwise(reader, old))
+        or ((_is_elementwise(reader, old) or reader.op_type == "Gather") and _leads_to(reader, writer))
         for reader in readers
     )
+
+
+def _is_elementwise(reader: ir.Node, old: ir.Value) -> bool:
+    return reader.op_type in _ELEMENTWISE and reader.outputs[0].shape == old.shape
 
 
 def _leads_to(node: ir.Node, goal: ir.Node | None) -> bool:

@@ -51,10 +51,18 @@ def multiply_masks(op: Op, forward: Collection[ir.Node], parameters: Iterable[ir
         (dx,) = node.outputs
         assert mask is not None and dy is not None and other is not None
         if _is_zero(other) and dims(mask) == dims(dy) == dims(dx):
-            product = op.Mul(dy, cast_like(op, mask, dy))
+            product = op.Mul(_unexpanded(dy), cast_like(op, mask, dy))
             set_dims(product, dims(dx))
             dx.replace_all_uses_with(product, replace_graph_outputs=True)
     graph.sort()
+
+
+def _unexpanded(dy: ir.Value) -> ir.Value:
+    """What an Expand repeats, which a product repeats by itself."""
+    producer = dy.producer()
+    is_expanded = producer is not None and producer.op_type == "Expand" and not producer.domain
+    x = producer.inputs[0] if producer is not None and is_expanded else None
+    return dy if x is None else x
 
 
 def _is_bounded(node: ir.Node, moved: Collection[ir.Value]) -> bool:

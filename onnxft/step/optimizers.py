@@ -1,4 +1,4 @@
-"""Optimizers as chains of transforms, with torch's defaults and numbers."""
+"""The optimizers, with torch's defaults."""
 
 from __future__ import annotations
 
@@ -7,42 +7,10 @@ from typing import cast
 
 from onnxft.errors import ConfigError, near
 from onnxft.manifest import Optimizer, OptimizerKind
-from onnxft.step.transforms import (
-    Transform,
-    add_decayed_weights,
-    chain,
-    scale_by_adam,
-    scale_by_lion,
-    scale_by_lr,
-    trace,
-    trace_nesterov,
-)
-
-
-def adamw(beta1: float, beta2: float, eps: float) -> Transform:
-    """p ← p - η (adam(g) + λp)   (Loshchilov and Hutter 2019; torch.optim.AdamW)"""
-    return chain(scale_by_adam(beta1, beta2, eps), add_decayed_weights(), scale_by_lr())
-
-
-def adam(beta1: float, beta2: float, eps: float) -> Transform:
-    """p ← p - η adam(g + λp)   (Kingma and Ba 2015; torch.optim.Adam)"""
-    return chain(add_decayed_weights(), scale_by_adam(beta1, beta2, eps), scale_by_lr())
-
-
-def lion(beta1: float, beta2: float) -> Transform:
-    """p ← p - η (lion(g) + λp)   (Chen et al. 2023, algorithm 2)"""
-    return chain(scale_by_lion(beta1, beta2), add_decayed_weights(), scale_by_lr())
-
-
-def sgd(momentum: float, nesterov: float) -> Transform:
-    """p ← p - η b,  b ← μb + g + λp, with nesterov p ← p - η (g + λp + μb)   (torch.optim.SGD)"""
-    if not momentum:
-        return chain(add_decayed_weights(), scale_by_lr())
-    return chain(add_decayed_weights(), trace_nesterov(momentum) if nesterov else trace(momentum), scale_by_lr())
-
+from onnxft.step.updates import Update, adam, adamw, lion, sgd
 
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-_OPTIMIZERS: dict[str, tuple[Callable[..., Transform], dict[str, float], float]] = {
+_OPTIMIZERS: dict[str, tuple[Callable[..., Update], dict[str, float], float]] = {
     # name: (builder, its options with torch's defaults (Lion: its authors'), the default weight decay likewise)
     "adam": (adam, _ADAM, 0.0),
     "adamw": (adamw, _ADAM, 0.01),
@@ -85,6 +53,6 @@ def describe_optimizer(
     return Optimizer(cast(OptimizerKind, kind), full, decay)
 
 
-def optimizer_transform(optimizer: Optimizer) -> Transform:
-    """The chain of an optimizer."""
+def update_of(optimizer: Optimizer) -> Update:
+    """What an optimizer makes of a parameter."""
     return _OPTIMIZERS[optimizer.kind][0](**optimizer.options)

@@ -16,6 +16,7 @@ from test_gradient_parity import torch_gradients
 from tolerances import tolerance
 
 import onnxft
+from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.execution import Execution
 
 import torch  # isort: skip
@@ -29,6 +30,14 @@ def test_no_graph_adds_by_scatter_nd(name: str, artifact_of: Callable[..., Path]
         nodes = onnx.load(file, load_external_data=False).graph.node
         adding = [n for n in nodes if n.op_type == "ScatterND" and any(a.name == "reduction" for a in n.attribute)]
         assert not adding, file.name
+
+
+def test_a_table_is_written_in_place(artifact_of: Callable[..., Path]) -> None:
+    """Only the lookup reads it, which is over before: no second table lies beside it."""
+    manifest = load_artifact(artifact_of(SUBJECTS["embedding"]))
+    parameters = {p.parameter: p.in_place for p in manifest.graph("train").named("parameter", "outputs")}
+    assert parameters["embed.weight"]
+    assert not parameters["head.weight"]  # the data gradient reads it too
 
 
 def test_no_addition_is_lost_where_indices_repeat(

@@ -76,9 +76,8 @@ def test_the_tensors_that_live_between_steps(use: Use, expected: dict[str, int],
 def test_activations_grow_with_the_batch_and_tensors_do_not(exported: Callable[..., Path]) -> None:
     made, _ = model(exported("convnet"))
     small, large = (made.estimate([{"batch": rows}]).parts for rows in (32, 64))
-    assert (
-        1.8 < large[ACTIVATIONS] / small[ACTIVATIONS] < 2.3
-    )  # some of them are sums over the batch; pieces are left over
+    # some are sums over the batch, or matrices of depthwise convolutions; pieces are left over
+    assert 1.7 < large[ACTIVATIONS] / small[ACTIVATIONS] < 2.3
     assert large["batches"] == 2 * small["batches"]
     same = ("trained parameters", "optimizer state", "new parameters and state", "open graphs")
     assert {name: large[name] for name in same} == {name: small[name] for name in same}

@@ -19,7 +19,8 @@ from onnxft.step.depthwise import multiply_depthwise
         ((6, 1, 5, 3), (6, 3), (5, 3), {"pads": [1, 1, 2, 1]}, []),
         ((6, 1, 3, 3), (5, 4), (3, 2), {"pads": [1, 1, 1, 1], "strides": [2, 2]}, []),
         ((6, 1, 3), (6,), (2,), {"dilations": [2]}, []),
-        ((6, 1, 3, 3), (6, 5), (4, 3), {}, ["Conv"]),  # more positions than taps
+        ((6, 1, 3, 3), (6, 5), (4, 3), {}, []),
+        ((6, 1, 3, 3), (6, 7), (4, 5), {}, ["Conv"]),  # more than two positions a tap
         ((12, 1, 3, 3), (5, 4), (3, 2), {}, ["Conv"]),  # two filters a channel
         ((6, 3, 3, 3), (5, 4), (3, 2), {}, ["Conv"]),  # several channels a group
     ],

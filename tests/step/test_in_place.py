@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxft.graph.builder import Op, add_input, builder
+from onnxft.graph.builder import Op, add_input, builder, table
 from onnxft.graph.normalize import OPSET
 from onnxft.runtime.buffers import STATE_SLOTS
 from onnxft.step.in_place import may_overwrite
-from onnxft.step.optimizers import _OPTIMIZERS, describe_optimizer, optimizer_transform
-from onnxft.step.transforms import Scalars
+from onnxft.step.optimizers import _OPTIMIZERS, describe_optimizer, update_of
+from onnxft.step.updates import Scalars
 
 Written = Callable[[Op, ir.Value, ir.Value], ir.Value]
 
@@ -28,6 +29,11 @@ def read_before(op: Op, x: ir.Value, g: ir.Value) -> ir.Value:
     return op.Add(op.Mul(x, 0.5), op.Add(op.Relu(twice), g))
 
 
+def looked_up(op: Op, x: ir.Value, g: ir.Value) -> ir.Value:
+    rows = op.Gather(x, table(op, np.array([2, 0])))
+    return op.Sub(op.Mul(x, 0.9), op.Mul(g, op.ReduceSum(rows, keepdims=0)))
+
+
 def handed_on(op: Op, x: ir.Value, g: ir.Value) -> ir.Value:
     op.builder.graph.outputs.append(x)
     return op.Add(x, g)
@@ -41,15 +47,17 @@ def handed_on(op: Op, x: ir.Value, g: ir.Value) -> ir.Value:
         (lambda op, x, g: op.Sub(x, op.Mul(g, op.Mul(x, 0.1))), True),
         (lambda op, x, g: op.Identity(g), True),  # nothing reads the old value
         (read_before, True),
+        (looked_up, True),
+        (lambda op, x, g: op.Sub(x, op.Add(op.Transpose(x, perm=[1, 0]), g)), False),
+        (lambda op, x, g: op.Sub(x, op.Mul(op.Reshape(x, [4, 4]), g)), False),  # whose result may be x itself
         (read_elsewhere, False),
         (handed_on, False),
         (lambda op, x, g: op.MatMul(x, g), False),
-        (lambda op, x, g: op.Add(op.Transpose(x, perm=[1, 0]), g), False),
         (lambda op, x, g: op.Sub(g, op.ReduceSum(x, keepdims=0)), False),
     ],
     ids=[
-        "sum", "moving average", "decay", "new", "read before", "read elsewhere", "handed on", "product", "transposed",
-        "reduced",
+        "sum", "moving average", "decay", "new", "read before", "looked up", "transposed before", "view",
+        "read elsewhere", "handed on", "product", "reduced",
     ],
 )  # fmt: skip
 def test_may_overwrite(write: Written, allowed: bool) -> None:
@@ -73,12 +81,12 @@ IN_PLACE = {
 def test_state_of_optimizers(kind: str) -> None:
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET})
     op = builder(graph)
-    transform = optimizer_transform(describe_optimizer(kind, {"momentum": 0.9} if kind == "sgd" else {}))
-    assert set(transform.slots) <= set(STATE_SLOTS)
-    p, g, *state = (add_input(op, name, ir.DataType.FLOAT, [3, 5]) for name in ("p", "g", *transform.slots))
+    update = update_of(describe_optimizer(kind, {"momentum": 0.9} if kind == "sgd" else {}))
+    assert set(update.slots) <= set(STATE_SLOTS)
+    p, g, *state = (add_input(op, name, ir.DataType.FLOAT, [3, 5]) for name in ("p", "g", *update.slots))
     lr, decay, step = (add_input(op, name, ir.DataType.FLOAT, []) for name in ("lr", "decay", "step"))
-    old = dict(zip(transform.slots, state, strict=True))
-    delta, new = transform.apply(op, g, p, old, Scalars(lr, decay, step))
-    graph.outputs.extend([moved := op.Sub(p, delta), *new.values()])
+    old = dict(zip(update.slots, state, strict=True))
+    moved, new = update.apply(op, g, p, old, Scalars(lr, decay, step))
+    graph.outputs.extend([moved, *new.values()])
     assert {slot: may_overwrite(old[slot], new[slot]) for slot in old} == IN_PLACE[kind]
     assert may_overwrite(p, moved)

@@ -16,7 +16,7 @@ from onnxft.step.build import _update_graph
 from onnxft.step.optimizers import describe_optimizer
 from onnxft.step.select import select
 from onnxft.step.step_graph import StepGraph
-from onnxft.step.transforms import _bias_corrections
+from onnxft.step.updates import _bias_corrections
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.scale": ()}
 WEIGHT_SUM = 7.0

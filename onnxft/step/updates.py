@@ -1,0 +1,163 @@
+"""The update of one parameter `p` by the mean of its gradient `g`, for each optimizer; and clipping before it.
+
+An update on a CPU takes as long as its passes over the elements. So factors that are the same for every element are
+combined as scalars first, once a graph, and the formulas here have the fewest passes: 13 for AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxft.graph.builder import Op, constant, table
+
+State = dict[str, ir.Value]
+
+
+@dataclass
+class Scalars:
+    """Scalar inputs of the graph that one parameter's update reads."""
+
+    lr: ir.Value
+    weight_decay: ir.Value
+    step: ir.Value
+    shared: dict[tuple[str, ir.Value], ir.Value] = field(default_factory=dict)
+    """Of every update of the graph: {(what, the input it is of): computed once}."""
+
+    def kept(self, op: Op) -> ir.Value:
+        """1 - ηλ, which decoupled weight decay leaves of a parameter."""
+        key = ("kept", self.lr)  # a group of parameters has a rate and a decay of its own
+        if key not in self.shared:
+            self.shared[key] = op.Sub(1.0, op.Mul(self.lr, self.weight_decay))
+        return self.shared[key]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimizer makes of a parameter."""
+
+    slots: tuple[str, ...]
+    apply: Callable[[Op, ir.Value, ir.Value, State, Scalars], tuple[ir.Value, State]]
+    """(op, g, p, {slot: value}, scalars) -> (new p, {slot: new value})"""
+
+
+def adamw(beta1: float, beta2: float, eps: float) -> Update:
+    """p ← (1 - ηλ)p - η adam(g)   (Loshchilov and Hutter 2019; torch.optim.AdamW)"""
+
+    def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
+        delta, new = _adam(op, g, state, scalars, (beta1, beta2), eps)
+        return op.Sub(op.Mul(p, scalars.kept(op)), delta), new
+
+    return Update(("exp_avg", "exp_avg_sq"), apply)
+
+
+def adam(beta1: float, beta2: float, eps: float) -> Update:
+    """p ← p - η adam(g + λp)   (Kingma and Ba 2015; torch.optim.Adam)"""
+
+    def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
+        delta, new = _adam(op, _decayed(op, g, p, scalars), state, scalars, (beta1, beta2), eps)
+        return op.Sub(p, delta), new
+
+    return Update(("exp_avg", "exp_avg_sq"), apply)
+
+
+def lion(beta1: float, beta2: float) -> Update:
+    """p ← (1 - ηλ)p - η sign(β₁m + (1-β₁)g),  m ← β₂m + (1-β₂)g   (Chen et al. 2023, algorithm 2)"""
+
+    def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
+        m = state["exp_avg"]
+        direction = op.Sign(_average(op, m, g, beta1))
+        new = op.Sub(op.Mul(p, scalars.kept(op)), op.Mul(direction, scalars.lr))
+        return new, {"exp_avg": _average(op, m, g, beta2)}
+
+    return Update(("exp_avg",), apply)
+
+
+def sgd(momentum: float, nesterov: float) -> Update:
+    """p ← p - ηb,  b ← μb + g + λp,  with nesterov p ← p - η(g + λp + μb)   (torch.optim.SGD)
+
+    Its first step, b = g + λp, is the same since b starts at 0.
+    """
+
+    def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
+        direction = g = _decayed(op, g, p, scalars)
+        new: State = {}
+        if momentum:
+            b = new["momentum_buffer"] = op.Add(op.Mul(state["momentum_buffer"], momentum), g)
+            direction = op.Add(g, op.Mul(b, momentum)) if nesterov else b
+        return op.Sub(p, op.Mul(direction, scalars.lr)), new
+
+    return Update(("momentum_buffer",) if momentum else (), apply)
+
+
+def clip_by_value(op: Op, gradients: dict[str, ir.Value], max_value: ir.Value) -> dict[str, ir.Value]:
+    """g' = min(max(g, -a), a), element by element   (torch.nn.utils.clip_grad_value_)"""
+    low = op.Neg(max_value)
+    return {name: op.Clip(g, low, max_value) for name, g in gradients.items()}
+
+
+def clip_by_global_norm(op: Op, gradients: dict[str, ir.Value], max_norm: ir.Value) -> dict[str, ir.Value]:
+    """g' = g · min(1, c / (‖all g‖₂ + 1e-6))   (torch.nn.utils.clip_grad_norm_)"""
+    squares = [op.ReduceSumSquare(g, keepdims=0) for g in gradients.values()]
+    norm = op.Sqrt(op.Sum(*squares))
+    factor = op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0)
+    return {name: op.Mul(g, factor) for name, g in gradients.items()}
+
+
+def _decayed(op: Op, g: ir.Value, p: ir.Value, scalars: Scalars) -> ir.Value:
+    """g + λp"""
+    return op.Add(g, op.Mul(p, scalars.weight_decay))
+
+
+def _average(op: Op, m: ir.Value, g: ir.Value, beta: float) -> ir.Value:
+    """βm + (1-β)g"""
+    return op.Add(op.Mul(m, beta), op.Mul(g, 1.0 - beta))
+
+
+def _adam(
+    op: Op, g: ir.Value, state: State, scalars: Scalars, betas: tuple[float, float], eps: float
+) -> tuple[ir.Value, State]:
+    """η (m / c₁) / (√v / √c₂ + ε),  m ← β₁m + (1-β₁)g,  v ← β₂v + (1-β₂)g²,  cᵢ = 1 - βᵢᵗ
+
+    It is ρ m / (√v + ε√c₂) with the scalar ρ = η√c₂ / c₁. Kingma and Ba, Adam (2015), algorithm 1, with ε where
+    torch.optim.Adam has it.
+    """
+    beta1, beta2 = betas
+    m = _average(op, state["exp_avg"], g, beta1)
+    v = _average(op, state["exp_avg_sq"], op.Mul(g, g), beta2)
+    rate, small = _adam_scalars(op, scalars, betas, eps)
+    delta = op.Mul(op.Div(m, op.Add(op.Sqrt(v), small)), rate)
+    return delta, {"exp_avg": m, "exp_avg_sq": v}
+
+
+def _adam_scalars(op: Op, scalars: Scalars, betas: Sequence[float], eps: float) -> tuple[ir.Value, ir.Value]:
+    """ρ = η√c₂ / c₁, and ε√c₂"""
+    shared, lr, step = scalars.shared, scalars.lr, scalars.step
+    if ("small", step) not in shared:
+        c1, c2 = _bias_corrections(op, step, betas)
+        root = op.Sqrt(c2)
+        shared["correction", step], shared["small", step] = op.Div(root, c1), op.Mul(root, eps)
+    if ("rate", lr) not in shared:
+        shared["rate", lr] = op.Mul(lr, shared["correction", step])
+    return shared["rate", lr], shared["small", step]
+
+
+def _bias_corrections(op: Op, step: ir.Value, betas: Sequence[float]) -> list[ir.Value]:
+    """1 - βᵗ of each β, as scalars: with x = t·log β / 2 it is -2n / (d - n) where βᵗ is close to 1, else 1 - e²ˣ
+
+    n / d = x(945 + 105x² + x⁴) / (945 + 420x² + 15x⁴) is tanh(x), within 1e-13 for |x| < ¼ (Lambert's continued
+    fraction). The plain form loses four digits in float32 at the first steps, and Tanh as many on GPUs, whose kernels
+    make it of exponentials.
+    """
+    logs = np.array([math.log(beta) if beta else -100.0 for beta in betas])  # e⁻¹⁰⁰ is no part of 1 in any type
+    x = op.Mul(step, constant(op, logs / 2, step))
+    s = op.Mul(x, x)
+    n = op.Mul(x, op.Add(op.Mul(op.Add(s, 105.0), s), 945.0))
+    d = op.Add(op.Mul(op.Add(op.Mul(s, 15.0), 420.0), s), 945.0)
+    near_one = op.Div(op.Mul(n, -2.0), op.Sub(d, n))
+    corrections = op.Where(op.Greater(x, -0.25), near_one, op.Sub(1.0, op.Exp(op.Add(x, x))))
+    return [op.Gather(corrections, table(op, np.array(i))) for i in range(len(betas))]

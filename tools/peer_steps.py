@@ -3,7 +3,7 @@
 `python tools/peer_steps.py ARTIFACTS`, where `tools/benchmark_tasks.py --out DIR` left its artifacts (DIR/artifacts).
 Both peers rewrite ONNX files as onnxft does, and run on the same onnxruntime. They get the model of each artifact as it
 is for inference, with its batch fixed and a cross entropy behind it; what they cannot express is told in their words.
-Steps are Adam's (ours AdamW's, which has one pass more), gradients go through numpy on both sides. Each side has a
+Steps are Adam's (ours AdamW's), gradients go through numpy on both sides. Each side has a
 process of its own. Needs the packages onnxsim==0.8.1 and onnx-ad==0.3.0.
 """
 
@@ -180,7 +180,7 @@ def row(task: str, ours: str, theirs: str, artifact: Path) -> str:
     a, b = apart(ours, artifact), apart(theirs, artifact)
     what, peer = theirs.split(", ")
     if isinstance(a, str):
-        return f"| `{task}` | {what} | failed: {a} | | | | |"
+        return f"| `{task}` | {what} | failed: {a} | - | - | - |"
     own = f"{a['seconds'] * 1e3:.1f} ms, {a['bytes'] / 1e6:.0f} MB"
     if isinstance(b, str):
         return f"| `{task}` | {what} | {own} | {peer}: {b} | - | - |"

@@ -71,13 +71,10 @@ def torch_gradients(model: Broadcasting, batch: dict[str, np.ndarray], dtype: to
     return {n: p.grad.numpy().astype(np.float64) for n, p in own.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("missing", [0, 1])
-@pytest.mark.parametrize(("rows", "length"), SIZES)
+@pytest.mark.parametrize(("rows", "length", "missing"), [(r, t, m) for r, t in SIZES for m in (0, 1) if r > m])
 def test_gradients_equal_torch_at_every_size(
     rows: int, length: int, missing: int, provider: str, model: Broadcasting, artifact: Path
 ) -> None:
-    if rows == missing:
-        pytest.skip("there would be no row left")
     batch = batch_of(rows - missing, length)
     expected, float32 = (torch_gradients(model, batch, dtype) for dtype in (torch.float64, torch.float32))
     sizes = {"sequence": length}

@@ -53,11 +53,12 @@ def handed_on(op: Op, x: ir.Value, g: ir.Value) -> ir.Value:
         (read_elsewhere, False),
         (handed_on, False),
         (lambda op, x, g: op.MatMul(x, g), False),
+        (lambda op, x, g: op.Add(op.Transpose(x, perm=[1, 0]), g), False),
         (lambda op, x, g: op.Sub(g, op.ReduceSum(x, keepdims=0)), False),
     ],
     ids=[
         "sum", "moving average", "decay", "new", "read before", "looked up", "transposed before", "view",
-        "read elsewhere", "handed on", "product", "reduced",
+        "read elsewhere", "handed on", "product", "transposed", "reduced",
     ],
 )  # fmt: skip
 def test_may_overwrite(write: Written, allowed: bool) -> None:

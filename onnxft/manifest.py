@@ -103,6 +103,8 @@ class Port:
     """The running statistic that a buffer is."""
     in_place: bool = False
     """Whether an output may be written over the input that it replaces."""
+    rows: tuple[int, int] | None = None
+    """The rows of its parameter, along axis 0, that it has: the first, and the one behind the last. None: all."""
 
 
 @dataclass(frozen=True)

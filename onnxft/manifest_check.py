@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,11 +64,13 @@ def problems(manifest: Manifest) -> Iterator[str]:
         for port in (*graph.inputs, *graph.outputs):
             if port.parameter is not None and port.parameter not in names:
                 yield f"'{port.name}' of graph '{role}' belongs to the unknown parameter '{port.parameter}'"
-            elif port.parameter is not None and port.shape != shapes[port.parameter]:
+            elif port.parameter is not None and port.shape != _shape_of(port, shapes[port.parameter]):
                 yield (
                     f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}, its parameter "
-                    f"{list(shapes[port.parameter])}"
+                    f"{list(shapes[port.parameter])}" + ("" if port.rows is None else f", of which it has {port.rows}")
                 )
+            if port.rows is not None and port.parameter is None:
+                yield f"'{port.name}' of graph '{role}' has rows of no parameter"
             if (port.role == "buffer") != (port.buffer is not None):
                 yield f"'{port.name}' of graph '{role}' has the role '{port.role}' and the buffer {port.buffer!r}"
             elif port.buffer is not None and port.shape != buffer_shapes.get(port.buffer):
@@ -76,6 +78,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
                     f"'{port.name}' of graph '{role}' has the shape {list(port.shape)}; the running statistic "
                     f"'{port.buffer}' is unknown or has another"
                 )
+        for name in _divided_badly(graph, shapes):
+            yield f"graph '{role}' has some rows of '{name}' twice or not at all"
     yield from _merge_problems(manifest)
     for tensor in manifest.weights:
         if tensor.inference is not None and tensor.inference.file not in manifest.files:
@@ -159,6 +163,24 @@ def _recompute_problems(manifest: Manifest) -> Iterator[str]:
 def _ports(graph: GraphFile) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """What it takes and gives, wherever it writes that."""
     return graph.inputs, tuple(replace(port, in_place=False) for port in graph.outputs)
+
+
+def _shape_of(port: Port, whole: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a port that has some rows of a parameter, or all."""
+    return tuple(whole) if port.rows is None else (port.rows[1] - port.rows[0], *whole[1:])
+
+
+def _divided_badly(graph: GraphFile, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Names of parameters of which the graph reads or writes some rows twice or not at all."""
+    for side in (graph.inputs, graph.outputs):
+        blocks: dict[tuple[str, str, str | None], list[tuple[int, int]]] = {}
+        for port in side:
+            if port.rows is not None and port.parameter is not None and port.parameter in shapes:
+                blocks.setdefault((port.parameter, port.role, port.slot), []).append(port.rows)
+        for (name, *_), rows in blocks.items():
+            starts, stops = zip(*sorted(rows), strict=True)
+            if starts != (0, *stops[:-1]) or shapes[name][:1] != stops[-1:] or any(a >= b for a, b in rows):
+                yield name
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -111,6 +111,16 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda m: m["graphs"]["train"]["inputs"][1].update(changes)
 
 
+def in_blocks(*rows: list[int]) -> Callable[[dict[str, Any]], Any]:
+    def change(m: dict[str, Any]) -> None:
+        inputs = m["graphs"]["train"]["inputs"]
+        inputs[1:2] = [
+            {**inputs[1], "name": f"w.{i}", "rows": [a, b], "shape": [b - a, 3]} for i, (a, b) in enumerate(rows)
+        ]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -153,6 +163,16 @@ def port(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         ),
         (port(parameter="u"), "'w' of graph 'train' belongs to the unknown parameter 'u'"),
         (port(shape=[3, 2]), "'w' of graph 'train' has the shape [3, 2], its parameter [2, 3]"),
+        (port(rows=[0, 1]), "'w' of graph 'train' has the shape [2, 3], its parameter [2, 3], of which it has (0, 1)"),
+        (port(rows=[0, 1], shape=[1, 3]), "graph 'train' has some rows of 'w' twice or not at all"),
+        (port(rows=[1, 2], shape=[1, 3]), "graph 'train' has some rows of 'w' twice or not at all"),
+        (port(rows=[1, 3], shape=[2, 3]), "graph 'train' has some rows of 'w' twice or not at all"),
+        (in_blocks([0, 1], [0, 1]), "graph 'train' has some rows of 'w' twice or not at all"),
+        (in_blocks([0, 2], [2, 2]), "graph 'train' has some rows of 'w' twice or not at all"),
+        (
+            lambda m: m["graphs"]["train"]["inputs"][3].update(rows=[0, 3]),
+            "'bn.mean' of graph 'train' has rows of no parameter",
+        ),
         (port(shape=[10**12]), "has the shape [1000000000000]"),
         (port(role="weights"), "Invalid enum value 'weights'"),
         (

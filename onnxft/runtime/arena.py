@@ -9,30 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from onnxft.manifest import Manifest
 from onnxft.runtime.liveness import Event
 
 _ALIGNMENT = 256
 _FIRST_REGION = 2**20
-_LARGE = 2**23
-"""Bytes of a parameter whose update decides about the first region."""
-_OF_AN_UPDATE = 4
-"""Values of a parameter's size that AdamW has at once: the gradient, and what it computes of it."""
 _LARGEST_DOUBLING = 2**30
 _LARGEST_REST = 128 * 2**20
 """A piece is divided where at least as much as was asked for is left, or this."""
-
-
-def first_region(manifest: Manifest) -> int | None:
-    """Bytes of the first region where the update of a large parameter, an embedding's table, needs most; else None.
-
-    Activations are given back by then. In one region what they leave is a piece large enough for the update; in the
-    many small ones that the runtime takes by itself it is not. A region is resident only where it was written.
-    """
-    largest = max(p.size * np.dtype(p.dtype).itemsize for p in manifest.parameters)
-    return _OF_AN_UPDATE * largest if largest >= _LARGE else None
 
 
 @dataclass
@@ -52,9 +35,9 @@ class _Piece:
 class Arena:
     """Memory from which the buffers of sessions come that take turns."""
 
-    def __init__(self, first_region: int | None = None) -> None:
-        """An empty arena, and the bytes that it first asks for; None: as the runtime does."""
-        self._next_region = first_region or _FIRST_REGION
+    def __init__(self) -> None:
+        """An empty arena."""
+        self._next_region = _FIRST_REGION
         self._regions: list[list[_Piece]] = []
         self._touched: list[list[tuple[int, int]]] = []
         self._given: dict[str, _Piece] = {}

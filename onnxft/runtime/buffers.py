@@ -6,6 +6,7 @@ A *key* names such a tensor independently of the graph: `weight` (parameter), `w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 from typing import Any, Literal, Protocol
@@ -66,12 +67,17 @@ def family(key: str) -> Family:
 
 def always_in_place(graphs: Iterable[GraphFile]) -> frozenset[str]:
     """Keys of what each of the graphs that write it writes over the old; accumulators have zeros beside them anyway."""
+    places = _written(port for graph in graphs for port in graph.outputs)
+    return frozenset(key for key, in_place in places.items() if in_place and family(key) != "accumulator")
+
+
+def _written(outputs: Iterable[Port]) -> dict[str, bool]:
+    """{key: whether all its rows may be written over the old} of what outputs write."""
     places: dict[str, bool] = {}
-    for port in (port for graph in graphs for port in graph.outputs):
-        key = key_of(port)
-        if key is not None and family(key) != "accumulator":
+    for port in outputs:
+        if (key := key_of(port)) is not None:
             places[key] = places.get(key, True) and port.in_place
-    return frozenset(key for key, in_place in places.items() if in_place)
+    return places
 
 
 def device_of(asked: Execution) -> Device:
@@ -87,28 +93,52 @@ class Runner(Protocol):
         """Run once: tensors of the store move on, the other outputs are returned as OrtValues."""
 
 
+Rows = tuple[int, int] | None
+"""Rows of a tensor: the first and the one behind the last; None: all."""
+
+
 class ValueStore:
-    """Binding `values`: each tensor is the OrtValue that the last run returned."""
+    """Binding `values`: each tensor is the OrtValue that the last run returned, or one for each block of its rows."""
 
     def __init__(self, initial: Mapping[str, Array], device: Device = CPU, fixed: Collection[str] = ()) -> None:
         """Take the tensors over; accumulators begin as zeros. The runtime decides where, whatever is asked for."""
         self.values: dict[str, Any] = {}
+        self._blocks: dict[str, dict[tuple[int, int], Any]] = {}
         self._zeros = {k: _ort_value(v) for k, v in initial.items() if family(k) == "accumulator"}
         for key, value in initial.items():
             self.write(key, value)
         self.clear_accumulators()
 
+    def get(self, key: str, rows: Rows = None) -> Any:
+        """A tensor or some of its rows; blocks are put together where all are asked for, and kept besides."""
+        blocks = self._blocks.get(key, {})
+        if rows in blocks:
+            return blocks[rows]
+        if key not in self.values:
+            self.values[key] = _ort_value(np.concatenate([block.numpy() for _, block in sorted(blocks.items())]))
+        return self.values[key] if rows is None else _ort_value(self.values[key].numpy()[slice(*rows)])
+
+    def put(self, key: str, value: Any, rows: Rows = None) -> None:
+        """Replace a tensor or some of its rows; a run that writes some writes all."""
+        if rows is None:
+            self.values[key] = value
+            self._blocks.pop(key, None)
+        else:
+            self._blocks.setdefault(key, {})[rows] = value
+            self.values.pop(key, None)
+
     def read(self, key: str) -> Array:
         """A copy of a tensor."""
-        return np.array(self.values[key].numpy())
+        return np.array(self.get(key).numpy())
 
     def write(self, key: str, value: Array) -> None:
         """Replace a tensor, or add one."""
-        self.values[key] = _ort_value(np.array(value, order="C"))
+        self.put(key, _ort_value(np.array(value, order="C")))
 
     def clear_accumulators(self) -> None:
         """Set every accumulator to zero."""
-        self.values.update(self._zeros)
+        for key, zeros in self._zeros.items():
+            self.put(key, zeros)
 
 
 class ValueRunner:
@@ -117,21 +147,20 @@ class ValueRunner:
     def __init__(self, opened: OpenSession, graph: GraphFile, store: ValueStore) -> None:
         """Bind `graph`, open as `opened`, to `store`."""
         self._session, self._store = opened.session, store
-        self._reads = [(p.name, key) for p in graph.inputs if (key := key_of(p)) is not None]
-        self._writes = [key_of(p) for p in graph.outputs]
-        self._outputs = [p.name for p in graph.outputs]
+        self._reads = [(p.name, key, p.rows) for p in graph.inputs if (key := key_of(p)) is not None]
+        self._writes = [(p.name, key_of(p), p.rows) for p in graph.outputs]
 
     def run(self, feeds: Arrays) -> dict[str, Any]:
         """Run once; see `Runner`."""
-        inputs = {name: self._store.values[key] for name, key in self._reads}
+        inputs = {name: self._store.get(key, rows) for name, key, rows in self._reads}
         inputs.update({name: _ort_value(value) for name, value in feeds.items()})
-        results = self._session.run_with_ort_values(self._outputs, inputs)
+        results = self._session.run_with_ort_values([name for name, *_ in self._writes], inputs)
         transient = {}
-        for name, key, value in zip(self._outputs, self._writes, results, strict=True):
+        for (name, key, rows), value in zip(self._writes, results, strict=True):
             if key is None:
                 transient[name] = value
             else:
-                self._store.values[key] = value
+                self._store.put(key, value, rows)
         return transient
 
 
@@ -200,8 +229,8 @@ class BoundRunner:
         self._results: dict[str, Any] = {}
         self._fed: dict[str, Any] = {}
         self._transient = [p.name for p in graph.outputs if key_of(p) is None]
-        keys = {key: p.in_place for p in graph.outputs if (key := key_of(p)) is not None}
-        written = [(family(key), in_place or key in store.fixed) for key, in_place in keys.items()]
+        places = _written(graph.outputs)
+        written = [(family(key), in_place or key in store.fixed) for key, in_place in places.items()]
         self._written = {name for name, _ in written}
         self._moving = {name for name, in_place in written if not in_place}
 
@@ -233,11 +262,19 @@ class BoundRunner:
         for port in self._graph.inputs:
             key = key_of(port)
             value = self._fed[port.name] if key is None else store.current(key)
-            binding.bind_ortvalue_input(port.name, value)
+            if port.rows is None:
+                binding.bind_ortvalue_input(port.name, value)
+            else:
+                binding.bind_input(port.name, *store.device, *_part(port, value))
         for port in self._graph.outputs:
             key = key_of(port)
-            if key is not None:
-                binding.bind_ortvalue_output(port.name, store.buffer(key, self._target(family(key))))
+            if key is None:
+                continue
+            value = store.buffer(key, self._target(family(key)))
+            if port.rows is None:
+                binding.bind_ortvalue_output(port.name, value)
+            else:
+                binding.bind_output(port.name, *store.device, *_part(port, value))
         if self._opened.captures:
             for name in self._transient:
                 binding.bind_ortvalue_output(name, self._result(name))
@@ -265,6 +302,13 @@ _RECORDINGS = count(1)
 """Numbers of CUDA graphs, no two alike in a process."""
 _ZEROS = -1
 """The side of accumulators that is never written."""
+
+
+def _part(port: Port, value: Any) -> tuple[np.dtype[Any], list[int], int]:
+    """Element type, shape and address of the rows of a port within the buffer of the whole."""
+    assert port.rows is not None
+    dtype, shape = np.dtype(port.dtype), [int(d) for d in port.shape]
+    return dtype, shape, value.data_ptr() + port.rows[0] * math.prod(shape[1:]) * dtype.itemsize
 
 
 def _other(side: int) -> int:

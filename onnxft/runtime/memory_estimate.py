@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxft.manifest import GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import resident_bytes, size_text
-from onnxft.runtime.arena import Arena, first_region
+from onnxft.runtime.arena import Arena
 from onnxft.runtime.buffers import always_in_place, key_of
 from onnxft.runtime.graph_values import Graph, read_graph
 from onnxft.runtime.liveness import Lives, folded, lives
@@ -113,7 +113,7 @@ class MemoryModel:
             sizes: each {symbolic dimension: its size} that a batch may have, the batch included; the largest first.
             use: what it will be used for.
         """
-        arena = Arena(first_region(self._manifest))
+        arena = Arena()
         opened, constants, guessed = 0, 0, 0
         for file, run in self._opened(use):
             graph = self._graph(file)

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.manifest import BATCH, PARAMETERS_FILE, SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import peak_resident_bytes
-from onnxft.runtime.arena import first_region
 from onnxft.runtime.batches import Sizes, combined, pad, sizes_of
 from onnxft.runtime.buffers import (
     AVERAGE_SLOT,
@@ -209,7 +208,8 @@ class NativeEngine:
 
     def state(self) -> dict[str, Array]:
         """Copies of the optimizer state, keyed `parameter/slot`."""
-        return {key_of(p) or "": self._store.read(key_of(p) or "") for p in self._ports("train") if p.role == "state"}
+        keys = dict.fromkeys(key_of(p) or "" for p in self._ports("train") if p.role == "state")
+        return {key: self._store.read(key) for key in keys}
 
     def set_state(self, values: Arrays) -> None:
         """Replace the optimizer state, and empty the accumulators."""
@@ -340,7 +340,6 @@ class NativeEngine:
             execution_of(role, self._asked),
             dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
             shared_arena=True,
-            first_region=first_region(self.manifest),
             frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
             # What the backward pass reads is computed apart: so must be what it is a copy of.
             without=ROUNDING_FUSIONS if self._asked.recompute and role in ("train", "gradients") else (),
@@ -368,7 +367,8 @@ class NativeEngine:
             )
         for buffer in self.manifest.buffers:
             values[f"{buffer.name}/{STATISTIC_SLOT}"] = values.pop(buffer.name)
+        shapes = {p.name: p.shape for p in self.manifest.parameters}
         for port in (*self._ports("train"), *self._ports("gradients")):
             if port.role in ("state", "accumulator"):
-                values[key_of(port) or ""] = np.zeros([int(d) for d in port.shape], port.dtype)
+                values[key_of(port) or ""] = np.zeros(shapes[port.parameter or ""], port.dtype)
         return values

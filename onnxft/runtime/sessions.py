@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,6 @@ def open_session(
     *,
     dimensions: Mapping[str, int] | None = None,
     shared_arena: bool = False,
-    first_region: int | None = None,
     frozen: FrozenPrecision = "float32",
     without: Sequence[str] = (),
     hashes: Mapping[str, str] | None = None,
@@ -95,7 +95,6 @@ def open_session(
         dimensions: values of symbolic dimensions, so that every provider sees static shapes.
         shared_arena: take memory on the CPU from one arena of the process, for sessions that take turns; it is given
             back when the process ends, that of a session's own arena with the session.
-        first_region: bytes that this arena first asks for, if it is not there yet; None: as the runtime does.
         frozen: in which its frozen weights are stored; below float32 they are not widened for good when it opens.
         without: names of the runtime's graph optimizations that are left out.
         hashes: {file of its artifact: sha256}, already checked: with them the CPU can keep an optimized graph.
@@ -115,7 +114,7 @@ def open_session(
         so.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_MAX_FOLDED))
         without = (*without, _WIDENS)
     if shared_arena:
-        _register_arena(first_region)
+        _register_arena()
         so.add_session_config_entry("session.use_env_allocators", "1")
     if without:
         so.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(without))
@@ -232,18 +231,12 @@ def _session_options(threads: int | None, dimensions: Mapping[str, int]) -> Any:
     return so
 
 
-def _register_arena(first_region: int | None) -> None:
-    """Make the arena of the process unless it is there; the runtime takes one for each kind of memory."""
-    if not _ARENAS:
-        ort = runtime()
-        cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        settings = ort.OrtArenaCfg({"initial_chunk_size_bytes": first_region}) if first_region else None
-        ort.create_and_register_allocator(cpu, settings)
-        _ARENAS.append(first_region)
-
-
-_ARENAS: list[int | None] = []
-"""The first region of the arena that this process has, once it has one."""
+@cache
+def _register_arena() -> None:
+    """Make the arena of the process; the runtime takes one for each kind of memory."""
+    ort = runtime()
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, None)
 
 
 def _placed(session: Any, entry: Provider, settings: dict[str, str]) -> OpenSession:

@@ -21,6 +21,7 @@ from onnxft.step.losses import LossTerms
 from onnxft.step.masks import multiply_masks
 from onnxft.step.optimizers import update_of
 from onnxft.step.recompute import recompute
+from onnxft.step.row_blocks import RowBlock
 from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
 from onnxft.step.select import Selection
 from onnxft.step.step_graph import StepGraph, StepGraphBuilder
@@ -69,7 +70,7 @@ def differentiated(
     outputs = [terms.loss_sum, terms.weight_sum, *terms.metrics.values()]
     segments = find_segments(train, outputs, recomputation) if recomputation else ()
     # The training graph differentiates the mean over the rows, so that no gradient is divided afterwards.
-    seed = train.op.Reciprocal(terms.weight_sum)
+    seed = train.op.Div(update_of(optimizer).factor, terms.weight_sum)
     given = [v for segment in segments for v in segment.given]
     found = backward(train.op, terms.loss_sum, list(xs.values()), given, seed)
     gradients = {name: found[x] for name, x in xs.items()}
@@ -111,9 +112,10 @@ def _gradients_graph(
     metrics = {name: cloned[value] for name, value in terms.metrics.items()}
     copy.add_loss_outputs(LossTerms(cloned[terms.loss_sum], cloned[terms.weight_sum], metrics))
     for name, g in gradients.items():
-        accumulator = copy.add_state_input(name, "accumulator", "gradient", f"{name}.accumulator")
+        whole = RowBlock(name)
+        accumulator = copy.add_state_input(whole, "accumulator", "gradient", f"{name}.accumulator")
         total = copy.op.Add(accumulator, cloned[g])
-        copy.add_output(total, f"{name}.gradient", "gradient", parameter=name, slot="gradient")
+        copy.add_state_output(total, whole, "gradient", "gradient", f"{name}.gradient")
     copy.add_buffer_outputs({name: cloned[value] for name, value in buffers.items()})
     return copy.finish()
 
@@ -128,7 +130,8 @@ def _train_graph(
 ) -> StepGraph:
     """Gradients of the mean and update in one graph, for a batch that is the whole step."""
     train.add_loss_outputs(terms)
-    _add_update(train, gradients, selection, optimizer)
+    of_blocks = {b: b.of(train.op, g) for name, g in gradients.items() for b in train.blocks(name)}
+    _add_update(train, of_blocks, selection, optimizer)
     train.add_buffer_outputs(buffers)
     return train.finish()
 
@@ -138,12 +141,14 @@ def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) 
     update = _without_model("update", forward, selection)
     op = update.op
     gradients = {
-        n: update.add_state_input(n, "accumulator", "gradient", f"{n}.accumulator") for n in selection.trainable
+        block: update.add_state_input(block, "accumulator", "gradient", f"{name}.accumulator")
+        for name in selection.trainable
+        for block in update.blocks(name)
     }
     weight_sum = update.add_scalar("weight_sum", "weight_sum")
-    means = {name: op.Div(g, weight_sum) for name, g in gradients.items()}
+    means = {block: op.Div(g, weight_sum) for block, g in gradients.items()}
     means = clip_by_value(op, means, update.add_scalar("max_value", "max_value"))
-    means = clip_by_global_norm(op, means, update.add_scalar("max_norm", "max_norm"))
+    means = clip_by_global_norm(op, means, update.add_scalar("max_norm", "max_norm"), update_of(optimizer).factor)
     _add_update(update, means, selection, optimizer)
     return update.finish()
 
@@ -153,9 +158,10 @@ def _average_graph(forward: Forward, selection: Selection) -> StepGraph:
     average = _without_model("average", forward, selection)
     op, weight = average.op, average.add_scalar("average_weight", "average_weight")
     for name in selection.trainable:
-        a = average.add_state_input(name, "average", "average", f"{name}.average")
+        whole = RowBlock(name)
+        a = average.add_state_input(whole, "average", "average", f"{name}.average")
         new = op.Add(a, op.Mul(weight, op.Sub(average.values[name], a)))
-        average.add_output(new, f"{name}.average.new", "average", parameter=name, slot="average")
+        average.add_state_output(new, whole, "average", "average", f"{name}.average.new")
     return average.finish()
 
 
@@ -194,20 +200,22 @@ def adapter_graph(forward: Forward, selection: Selection) -> ir.Model:
 
 
 def _add_update(
-    graph: StepGraphBuilder, means: Mapping[str, ir.Value], selection: Selection, optimizer: Optimizer
+    graph: StepGraphBuilder, means: Mapping[RowBlock, ir.Value], selection: Selection, optimizer: Optimizer
 ) -> None:
-    """Each parameter and its state by its mean gradient, parameter by parameter, so that each stays in cache."""
+    """Each block of a parameter and its state by its mean gradient as the optimizer takes it, one by one, so that each
+    stays in cache.
+    """
     op, update = graph.op, update_of(optimizer)
     step = graph.add_scalar("step", "step")
     shared: dict[tuple[str, ir.Value], ir.Value] = {}
     groups = dict.fromkeys(selection.groups[name] for name in selection.trainable)
     rates = {g: graph.add_scalar(f"lr.{g}", "lr", group=g) for g in groups}
     decays = {g: graph.add_scalar(f"weight_decay.{g}", "weight_decay", group=g) for g in groups}
-    for name in selection.trainable:
-        p, group = graph.values[name], selection.groups[name]
-        state = {s: graph.add_state_input(name, "state", s, f"{name}.{s}") for s in update.slots}
+    for block, g in means.items():
+        name, group = block.parameter, selection.groups[block.parameter]
+        state = {s: graph.add_state_input(block, "state", s, f"{name}.{s}") for s in update.slots}
         scalars = Scalars(rates[group], decays[group], step, shared)
-        moved, new = update.apply(op, means[name], p, state, scalars)
-        graph.add_output(moved, f"{name}.new", "parameter", parameter=name)
+        moved, new = update.apply(op, g, graph.block(block), state, scalars)
+        graph.add_state_output(moved, block, "parameter", None, f"{name}.new")
         for slot, value in new.items():
-            graph.add_output(value, f"{name}.{slot}.new", "state", parameter=name, slot=slot)
+            graph.add_state_output(value, block, "state", slot, f"{name}.{slot}.new")

@@ -18,6 +18,7 @@ from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Loss, Port, Role
 from onnxft.step.in_place import may_overwrite
 from onnxft.step.losses import LossTerms, label_type, loss_builder
 from onnxft.step.randomness import randomness_to_inputs
+from onnxft.step.row_blocks import RowBlock, row_blocks
 from onnxft.step.scalars import raise_scalars
 from onnxft.step.select import Selection
 from onnxft.step.shared_weights import separate_shared_weights
@@ -95,36 +96,48 @@ class StepGraphBuilder:
         self.inputs.append(port(value, role, group=group))
         return value
 
-    def add_state_input(self, parameter: str, role: Role, slot: str, name: str) -> ir.Value:
-        """An input in the shape of a parameter."""
+    def blocks(self, parameter: str) -> list[RowBlock]:
+        """The rows of a parameter as its update takes them."""
         tensor = self.tensors[parameter]
-        value = add_input(self.op, name, element_type(tensor.dtype), tensor.shape)
-        self.inputs.append(port(value, role, parameter=parameter, slot=slot))
+        return row_blocks(parameter, tensor.shape, np.dtype(tensor.dtype).itemsize)
+
+    def block(self, block: RowBlock) -> ir.Value:
+        """A trained parameter, or an input for some of its rows."""
+        if block.rows is None:
+            return self.values[block.parameter]
+        return self.add_state_input(block, "parameter", None, block.parameter)
+
+    def add_state_input(self, block: RowBlock, role: Role, slot: str | None, name: str) -> ir.Value:
+        """An input in the shape of a parameter, or of some of its rows."""
+        tensor = self.tensors[block.parameter]
+        value = add_input(self.op, block.named(name), element_type(tensor.dtype), block.shape(tensor.shape))
+        self.inputs.append(port(value, role, block.parameter, slot, rows=block.rows))
         return value
 
-    def add_output(
-        self,
-        value: ir.Value,
-        name: str,
-        role: Role,
-        parameter: str | None = None,
-        slot: str | None = None,
-        buffer: str | None = None,
-    ) -> None:
-        """An output of that name; what the graph only hands on gets a node of its own."""
+    def add_state_output(self, value: ir.Value, block: RowBlock, role: Role, slot: str | None, name: str) -> None:
+        """An output in the shape of a parameter, or of some of its rows."""
+        value = self._output(value, block.named(name), block.shape(self.tensors[block.parameter].shape))
+        self.outputs.append(port(value, role, block.parameter, slot, rows=block.rows))
+
+    def add_output(self, value: ir.Value, name: str, role: Role, slot: str | None = None) -> None:
+        """An output that has nothing to do with a parameter."""
+        self.outputs.append(port(self._output(value, name), role, slot=slot))
+
+    def _output(self, value: ir.Value, name: str, shape: Sequence[int] | None = None) -> ir.Value:
+        """The value as an output of that name; what the graph only hands on gets a node of its own."""
         if value.is_graph_input() or value.is_graph_output():
             value = self.op.Identity(value)
         value.name = name
         self.model.graph.outputs.append(value)
-        tensor = self.tensors.get(parameter or buffer or "")
-        if tensor is not None:
-            value.shape = ir.Shape(tensor.shape)
-        self.outputs.append(port(value, role, parameter, slot, buffer=buffer))
+        if shape is not None:
+            value.shape = ir.Shape(shape)
+        return value
 
     def add_buffer_outputs(self, buffers: Mapping[str, ir.Value]) -> None:
         """The running statistics after the batch."""
         for name, value in buffers.items():
-            self.add_output(value, f"{name}.new", "buffer", buffer=name)
+            value = self._output(value, f"{name}.new", self.tensors[name].shape)
+            self.outputs.append(port(value, "buffer", buffer=name))
 
     def add_loss_outputs(self, terms: LossTerms) -> None:
         """The sums of the loss, of the weights and of each metric."""
@@ -161,12 +174,18 @@ class StepGraphBuilder:
 
     def _marked(self, inputs: Sequence[Port]) -> tuple[Port, ...]:
         """The outputs, each with whether it may be written over the input that it replaces."""
-        ports = {(_replaced(p.role), p.parameter, p.buffer, p.slot): p.name for p in inputs}
         olds = {v.name: v for v in self.model.graph.inputs}
+        replaced: dict[tuple[object, ...], list[Port]] = {}
+        for p in inputs:
+            replaced.setdefault((_replaced(p.role), p.parameter, p.buffer, p.slot), []).append(p)
         marked = []
         for p, new in zip(self.outputs, self.model.graph.outputs, strict=True):
-            old = olds.get(ports.get((p.role, p.parameter, p.buffer, p.slot)))
-            marked.append(replace(p, in_place=old is not None and may_overwrite(old, new)))
+            old = [
+                olds[i.name]
+                for i in replaced.get((p.role, p.parameter, p.buffer, p.slot), [])
+                if i.rows is None or p.rows is None or i.rows == p.rows  # other rows lie elsewhere
+            ]
+            marked.append(replace(p, in_place=bool(old) and all(may_overwrite(v, new) for v in old)))
         return tuple(marked)
 
 
@@ -182,11 +201,12 @@ def port(
     slot: str | None = None,
     group: str | None = None,
     buffer: str | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> Port:
     """The manifest's record of a graph input or output; an unknown dimension is `?`."""
     assert value.dtype is not None and value.name is not None
     shape = tuple(d if d is not None else "?" for d in dims(value))
-    return Port(value.name, role, value.dtype.numpy().name, shape, parameter, slot, group, buffer=buffer)
+    return Port(value.name, role, value.dtype.numpy().name, shape, parameter, slot, group, buffer=buffer, rows=rows)
 
 
 def element_type(numpy_name: str) -> ir.DataType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from onnxft.benchmark.operators import operator_tables
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.sentences import header, notes, verdict, versions
 from onnxft.benchmark.table import Column, Line, Table, detail_table, main_table, matrices
@@ -13,7 +14,7 @@ from onnxft.benchmark.table import Column, Line, Table, detail_table, main_table
 def render(report: Report) -> str:
     """The verdict and the tables, with what was measured above and what went wrong below."""
     parts = ["# onnxft bench", _list((*header(report), report.started)), f"**{escape(verdict(report))}**"]
-    parts += [table_text(table) for table in (main_table(report), *matrices(report))]
+    parts += [table_text(table) for table in (main_table(report), *matrices(report), *operator_tables(report))]
     if notes(report):
         parts += ["## Notes", _list(note.text for note in notes(report))]
     parts += [table_text(detail_table(report))]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.benchmark.operators import profile
 from onnxft.benchmark.picture import WIDTH, Plot, label_points, legend, plain_numbers, side_colors
 from onnxft.benchmark.points import points, step_word, time_unit
 from onnxft.benchmark.report import Report, Row
@@ -110,21 +111,12 @@ def throughput(report: Report, memory: str, words: str) -> Plot | None:
 
 
 def operators(report: Report) -> Plot | None:
-    """Where a step's time goes, by the runtime's own profile; of a sweep at its last point."""
-    at = {
-        where: [r for r in rows if r.measurement and r.measurement.operators] for where, rows in points(report).items()
-    }
-    with_profile = [(where, rows) for where, rows in at.items() if rows]
-    if not with_profile:
+    """Where a step's time goes."""
+    found = profile(report, _OPERATORS_SHOWN)
+    if found is None:
         return None
-    where, rows = with_profile[-1]
+    rows, bars = found.rows, found.seconds
     unit, scale = time_unit(report)
-    times = [_by_operator(row) for row in rows]
-    total = {name: sum(of.get(name, 0.0) for of in times) for of in times for name in of}
-    shown = sorted(total, key=lambda name: (-total[name], name))[:_OPERATORS_SHOWN]
-    bars = [(name, [of.get(name, 0.0) for of in times]) for name in shown]
-    if len(total) > len(shown):
-        bars.append(("others", [sum(s for name, s in of.items() if name not in shown) for of in times]))
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -138,7 +130,7 @@ def operators(report: Report) -> Plot | None:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{unit} a {step_word(report)}")
 
-    caption = "By the runtime's own profile" + (f", {where}." if len(at) > 1 else ".")
+    caption = "By the runtime's own profile" + (f", {found.where}." if found.where else ".")
     svg = draw("operators", "Time per operator", (WIDTH, 0.9 + 0.42 * len(rows)), paint)
     return Plot("Time per operator", caption, svg, tuple((n, c) for (n, _), c in zip(bars, COLORS, strict=False)))
 
@@ -146,14 +138,6 @@ def operators(report: Report) -> Plot | None:
 def _name(report: Report, row: Row) -> str:
     where = row.point
     return f"{short(row.side.name)} · {where.batch_size} × {where.threads}"
-
-
-def _by_operator(row: Row) -> dict[str, float]:
-    """{operator: seconds of a step, on whichever provider}"""
-    found: dict[str, float] = {}
-    for each in row.measurement.operators if row.measurement else ():
-        found[each.operator] = found.get(each.operator, 0.0) + each.seconds
-    return found
 
 
 def _thinned(times: np.ndarray[Any, np.dtype[np.float64]], most: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.table import Table as Grid
 from rich.text import Text
 
+from onnxft.benchmark.operators import operator_tables
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.sentences import header, notes, verdict
 from onnxft.benchmark.table import Column, Line, Table, main_table, matrices
@@ -37,8 +38,8 @@ def render(report: Report) -> RenderableType:
     """Something that `rich.console.Console.print` shows; names are never read as markup."""
     parts: list[RenderableType] = [Text(line) for line in header(report)]
     parts += ["", _Fitted(main_table(report))]
-    for matrix in matrices(report):
-        parts += ["", Text(matrix.title, style="bold"), _Fitted(matrix)]
+    for table in (*matrices(report), *operator_tables(report)):
+        parts += ["", Text(table.title, style="bold"), _Fitted(table)]
     parts += ["", Text(verdict(report), style="bold")]
     parts += [Text(note.text, style="red" if note.failed else "yellow") for note in notes(report)]
     return Group(*parts)

@@ -13,6 +13,7 @@ from reports import (
     HOSTILE,
     REASON,
     REPORTS,
+    SECONDS,
     all_failed,
     cached,
     inference,
@@ -32,6 +33,7 @@ from onnxft.benchmark.html import render as html
 from onnxft.benchmark.markdown import escape
 from onnxft.benchmark.markdown import render as markdown
 from onnxft.benchmark.numerics import Numerics
+from onnxft.benchmark.operators import operator_tables
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.sentences import header, notes, verdict
 from onnxft.benchmark.statistics import Ratio, summarize
@@ -249,7 +251,7 @@ def test_the_terminal_shows_names_as_they_are() -> None:
 def test_tables_of_markdown_have_as_many_cells_in_every_line(name: str) -> None:
     given = REPORTS[name]()
     text = markdown(given)
-    expected = [main_table(given), *matrices(given), detail_table(given)]
+    expected = [main_table(given), *matrices(given), *operator_tables(given), detail_table(given)]
     tables = re.findall(r"(?m)(?:^\|.*\|\n)+", text)
     assert len(tables) == sum(len(t.groups) for t in expected)
     for lines in (table.splitlines() for table in tables):
@@ -280,3 +282,20 @@ def test_without_matplotlib_the_flag_is_refused_before_anything_is_measured(
     assert "`pip install onnxft[plot]`" in str(result.exception)
     assert "running" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_longest_operators_are_listed_and_the_rest_is_one_line() -> None:
+    sides = ["cpu", "openvino:bfloat16"]
+    given = report([row("torch"), *map(row, sides)])
+    (table,) = operator_tables(given, most=3)
+    assert [c.name for c in table.columns] == ["operator", *sides]
+    assert [line.cells[0] for line in table.lines] == ["Op0", "Op1", "Op2", "others"]
+    parts = [1 / 2, 1 / 4, 1 / 8, 1 / 8 - 1 / 1024]  # each operator takes half of what is left
+    for i, side in enumerate(sides, start=1):
+        assert [float(line.cells[i]) for line in table.lines] == pytest.approx(
+            [1e3 * SECONDS[side] * part for part in parts], rel=5e-3
+        )
+    assert operator_tables(report([row("torch")])) == ()
+    for text in (markdown(given), printed(given)):
+        assert "Time per operator" in text
+        assert "Op9" in text

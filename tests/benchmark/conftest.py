@@ -13,6 +13,7 @@ import pytest
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
+from onnxft.benchmark.shared import SharedBaselines
 from onnxft.manifest import BATCH, FILE_NAME, GraphFile, Loss, Manifest, Optimizer, Parameter, Port
 
 
@@ -37,7 +38,7 @@ def _manifest(*, random: bool = False) -> Manifest:
 
 
 def _artifact(directory: Path, *, random: bool = False) -> Path:
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     (directory / FILE_NAME).write_bytes(_manifest(random=random).to_json())
     return directory
 
@@ -84,7 +85,14 @@ def fake_interpreter() -> Callable[[Path, str], str]:
 def run(tmp_path: Path) -> Callable[..., Report]:
     """bench() in which every side is played by a script, {side: body}; those with torch in their name are baselines."""
 
-    def run(sides: dict[str, str], *, random: bool = False, keep_logs: Path | None = None, **options: Any) -> Report:
+    def run(
+        sides: dict[str, str],
+        *,
+        random: bool = False,
+        keep_logs: Path | None = None,
+        shared: SharedBaselines | None = None,
+        **options: Any,
+    ) -> Report:
         artifact = _artifact(tmp_path / "artifact", random=random)
         config = BenchConfig(
             providers=tuple(s for s in sides if "torch" not in s),
@@ -93,6 +101,6 @@ def run(tmp_path: Path) -> Callable[..., Report]:
             python={s: _interpreter(tmp_path / f"python_{s}", body) for s, body in sides.items()},
             **options,
         )
-        return bench(artifact, config, keep_logs=keep_logs)
+        return bench(artifact, config, keep_logs=keep_logs, shared=shared)
 
     return run

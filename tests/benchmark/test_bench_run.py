@@ -12,6 +12,7 @@ from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.numerics import RANDOM
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
+from onnxft.benchmark.shared import SharedBaselines
 from onnxft.errors import ArtifactError, OnnxftError, ProviderError
 
 Bench = Callable[..., Report]
@@ -82,6 +83,21 @@ def test_rows_are_compared_with_the_baseline(run: Bench) -> None:
     assert openvino.numerics.loss_difference == pytest.approx(0.1)
     assert openvino.numerics.gradient_difference == pytest.approx(0.1, rel=1e-6)
     assert openvino.numerics.worst_parameter == "fc.weight"
+
+
+def test_shared_baselines_are_measured_once(run: Bench, tmp_path: Path) -> None:
+    shared = SharedBaselines(tmp_path)
+    first = run({"torch": SLOW, "torch-compile": "os.abort()", "cpu": FAST}, shared=shared)
+    again = run({"torch": "os.abort()", "torch-compile": FAST, "cpu": "respond([0.005, 0.005], scale=1.1)"}, shared=shared)
+    assert again.rows[:2] == first.rows[:2]  # the failure too
+    assert again.rows[1].reason is not None
+    assert again.reference == "torch"
+    for report, ratio, difference in ((first, 2.0, 0.0), (again, 4.4, 0.1)):
+        cpu = report.rows[2]
+        assert cpu.ratio is not None
+        assert cpu.ratio.value == pytest.approx(ratio)
+        assert cpu.numerics is not None
+        assert (cpu.numerics.reference, cpu.numerics.gradient_difference) == ("torch", pytest.approx(difference))
 
 
 def test_a_model_that_draws_random_numbers_is_compared_among_providers_only(run: Bench) -> None:

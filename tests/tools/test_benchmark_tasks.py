@@ -15,6 +15,7 @@ from tool_modules import imported
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.exchange import KeptFeatures
 from onnxft.benchmark.report import Report, Row
+from onnxft.benchmark.shared import SharedBaselines
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import Manifest
 
@@ -211,8 +212,10 @@ def test_each_run_writes_a_report_and_an_artifact_can_be_kept(
         (directory / "manifest.json").touch()
         return directory
 
-    def bench(artifact: Path, config: BenchConfig, progress: Any, *, keep_logs: Path) -> Report:
-        measured.append((artifact.relative_to(tmp_path).as_posix(), config.scenario, keep_logs.name))
+    def bench(
+        artifact: Path, config: BenchConfig, progress: Any, *, keep_logs: Path, shared: SharedBaselines
+    ) -> Report:
+        measured.append((artifact.relative_to(tmp_path).as_posix(), config.scenario, keep_logs.name, shared))
         progress("cpu: running")
         return report(row("cpu", 0.010))
 
@@ -227,7 +230,10 @@ def test_each_run_writes_a_report_and_an_artifact_can_be_kept(
     # Both tasks have one artifact, which the second call found and the third, without --keep, makes anew.
     assert exports == [(tool.CELLS, ("_fc.*",), (), False, 16)] * 2
     both = [("cells-head", "train"), ("cells-head-cached", "cached")]
-    assert measured[:4] == [("artifacts/cells-head", scenario, name) for name, scenario in both for _ in range(2)]
+    expected = [("artifacts/cells-head", scenario, name) for name, scenario in both]
+    assert [m[:3] for m in measured[:4]] == expected * 2
+    assert measured[0][3] is measured[1][3]  # both in one run have the same baselines
+    assert measured[0][3] is not measured[2][3]
     names = {f"{name}.{run}.{kind}" for name, _ in both for run in (1, 2) for kind in ("json", "md", "html")}
     assert {f.name for f in tmp_path.iterdir()} == {*names, "artifacts", "summary.md"}
     assert "cells-head, run 2: cpu: running" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import benchmark_baseline
+import peer_steps
 from benchmark_summary import Runs, read, summary
 from benchmark_targets import Trained
 
@@ -44,6 +45,7 @@ CELLS = f"{ROOT / 'examples/solar_cells/model.py'}:factory"
 NEWS = f"{ROOT / 'examples/newswire/model.py'}:eight_topics"
 SIDES = ("torch", "torch-compile", "cpu")
 ROWS = 16
+PEERS = "peers.md"
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ def write_summary(folder: Path) -> Runs:
     """Read the reports of a folder, print their summary and write it as `summary.md`."""
     runs = read(folder, PARTS)
     text = summary(runs, PARTS)
+    if (folder / PEERS).is_file():
+        text += f"\n## Peers that rewrite ONNX files\n\n{(folder / PEERS).read_text()}"
     write_atomically(folder / "summary.md", text.encode())
     print(text)
     return runs
@@ -207,6 +211,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, default=Path("runs/benchmark-tasks"), metavar="DIR", help="place of all files"
     )
     parser.add_argument("--html", action="store_true", help="write each report as a page too")
+    parser.add_argument("--peers", action="store_true", help="measure onnxsim and onnx-ad too (see peer_steps.py)")
     parser.add_argument("--keep", action="store_true", help="use artifacts that an earlier call exported")
     parser.add_argument("--summary", type=Path, metavar="DIR", help="measure nothing, make the summary of DIR again")
     benchmark_baseline.add_options(parser)
@@ -236,6 +241,9 @@ def main() -> None:
             export_all(tasks, configs, artifacts, keep=options.keep)
             for run in range(1, options.runs + 1):
                 run_tasks(tasks, configs, artifacts, options.out, run, page=options.html)
+            if options.peers:
+                tell("peers: ", "running")
+                write_atomically(options.out / PEERS, peer_steps.table(artifacts, options.tasks, options.runs).encode())
         benchmark_baseline.guard(options, write_summary(options.summary or options.out), PARTS)
     except OnnxftError as err:
         raise SystemExit(str(err)) from err

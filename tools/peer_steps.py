@@ -3,8 +3,8 @@
 `python tools/peer_steps.py ARTIFACTS`, where `tools/benchmark_tasks.py --out DIR` left its artifacts (DIR/artifacts).
 Both peers rewrite ONNX files as onnxft does, and run on the same onnxruntime. They get the model of each artifact as it
 is for inference, with its batch fixed and a cross entropy behind it; what they cannot express is told in their words.
-Steps are Adam's (ours AdamW's), gradients go through numpy on both sides. Each side has a
-process of its own. Needs the packages onnxsim==0.8.1 and onnx-ad==0.3.0.
+Steps are Adam's (ours AdamW's), gradients go through numpy on both sides. Each side has a process of its own.
+`benchmark_tasks.py --peers` puts the table into its summary. Needs the packages onnxsim==0.8.1 and onnx-ad==0.3.0.
 """
 
 from __future__ import annotations
@@ -175,25 +175,44 @@ def apart(side: str, artifact: Path) -> dict[str, float] | str:
     return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
 
 
-def row(task: str, ours: str, theirs: str, artifact: Path) -> str:
-    """Both sides of one task."""
-    a, b = apart(ours, artifact), apart(theirs, artifact)
+def row(task: str, ours: str, theirs: str, artifact: Path, runs: int) -> str:
+    """Both sides of one task, in turn."""
+    found = [(apart(ours, artifact), apart(theirs, artifact)) for _ in range(runs)]
     what, peer = theirs.split(", ")
-    if isinstance(a, str):
-        return f"| `{task}` | {what} | failed: {a} | - | - | - |"
-    own = f"{a['seconds'] * 1e3:.1f} ms, {a['bytes'] / 1e6:.0f} MB"
-    if isinstance(b, str):
-        return f"| `{task}` | {what} | {own} | {peer}: {b} | - | - |"
-    other = f"{peer}: {b['seconds'] * 1e3:.1f} ms, {b['bytes'] / 1e6:.0f} MB"
-    differ = abs(a["first"] - b["first"]) / abs(a["first"])
-    return f"| `{task}` | {what} | {own} | {other} | {b['seconds'] / a['seconds']:.2f} | {differ:.0e} |"
+    for own, other in found:
+        if isinstance(own, str):
+            return f"| `{task}` | {what} | failed: {own} | - | - | - |"
+        if isinstance(other, str):
+            return f"| `{task}` | {what} | {_shown([own])} | {peer}: {other} | - | - |"
+    pairs = [(own, other) for own, other in found if not isinstance(own, str) and not isinstance(other, str)]
+    ratios = [other["seconds"] / own["seconds"] for own, other in pairs]
+    around = f" ({min(ratios):.2f} to {max(ratios):.2f})" if runs > 1 else ""
+    differ = max(abs(own["first"] - other["first"]) / abs(own["first"]) for own, other in pairs)
+    sides = f"{_shown([own for own, _ in pairs])} | {peer}: {_shown([other for _, other in pairs])}"
+    return f"| `{task}` | {what} | {sides} | {median(ratios):.2f}{around} | {differ:.0e} |"
+
+
+def _shown(measured: list[dict[str, float]]) -> str:
+    """Medians of time and memory."""
+    seconds, size = (median(m[name] for m in measured) for name in ("seconds", "bytes"))
+    return f"{seconds * 1e3:.1f} ms, {size / 1e6:.0f} MB"
+
+
+def table(artifacts: Path, pattern: str, runs: int) -> str:
+    """A row for each task and peer; medians, and the least and the greatest ratio."""
+    lines = ["| task | what | onnxft | peer | times as fast | first result differs by |", "|---|---|---|---|---:|---:|"]
+    for artifact in sorted(p.parent for p in artifacts.glob(f"{pattern}/manifest.json")):
+        for ours, theirs in (("steps, onnxft", "steps, onnxsim"), ("gradients, onnxft", "gradients, onnx-ad")):
+            lines.append(row(artifact.name, ours, theirs, artifact, runs))
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Print the table, a row for each task and peer."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("artifacts", type=Path, help="folder of artifacts; with --side one artifact")
     parser.add_argument("--tasks", default="*", metavar="GLOB", help="names of artifacts [all]")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="times that both sides run in turn [3]")
     parser.add_argument("--side", choices=SIDES, help="measure this side alone and print JSON")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -203,10 +222,7 @@ def main() -> None:
         except Exception as err:  # whatever a peer raises is its answer
             raise SystemExit(f"{type(err).__name__}: {first_line(err)}") from err
         return
-    print("| task | what | onnxft | peer | times as fast | first result differs by |\n|---|---|---|---|---:|---:|")
-    for artifact in sorted(p.parent for p in options.artifacts.glob(f"{options.tasks}/manifest.json")):
-        for ours, theirs in (("steps, onnxft", "steps, onnxsim"), ("gradients, onnxft", "gradients, onnx-ad")):
-            print(row(artifact.name, ours, theirs, artifact), flush=True)
+    print(table(options.artifacts, options.tasks, options.runs))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ def test_rows_are_compared_with_the_baseline(run: Bench) -> None:
 def test_shared_baselines_are_measured_once(run: Bench, tmp_path: Path) -> None:
     shared = SharedBaselines(tmp_path)
     first = run({"torch": SLOW, "torch-compile": "os.abort()", "cpu": FAST}, shared=shared)
-    again = run({"torch": "os.abort()", "torch-compile": FAST, "cpu": "respond([0.005, 0.005], scale=1.1)"}, shared=shared)
+    again = run(
+        {"torch": "os.abort()", "torch-compile": FAST, "cpu": "respond([0.005, 0.005], scale=1.1)"}, shared=shared
+    )
     assert again.rows[:2] == first.rows[:2]  # the failure too
     assert again.rows[1].reason is not None
     assert again.reference == "torch"

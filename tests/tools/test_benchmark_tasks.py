@@ -388,9 +388,17 @@ def test_the_best_provider_of_each_precision_stands_out(summary: ModuleType) -> 
         row("openvino:bfloat16", 0.012, precision="bfloat16"),
     ]  # fmt: skip
     text = summary.summary({"cells-head": [report(*rows)]}, PARTS)
-    assert "| cells-head | float32 | openvino | 5.00 | 4 | 1 of 1 |" in text
-    assert "| cells-head | bfloat16 | openvino:bfloat16 | 5.00 | 6 | 0 of 1 |" in text
+    assert "| cells-head | float32 | openvino | 5.00 | 4 | 1 of 1 | 0.833 | 0 of 1 |" in text
+    assert "| cells-head | bfloat16 | openvino:bfloat16 | 5.00 | 6 | 0 of 1 | 0.833 | 0 of 1 |" in text
     assert "a processor, 2 threads" in text
+
+
+def test_a_provider_that_takes_too_much_memory_is_not_the_best(summary: ModuleType) -> None:
+    small, greedy = 240_000_000, row("openvino", 0.016, 360_000_000)
+    text = summary.summary({"cells-head": [report(TORCH, row("cpu", 0.018, small), greedy)]}, PARTS)
+    assert "| cells-head | float32 | cpu | 4.44 | 4 | 1 of 1 | 0.400 | 1 of 1 |" in text
+    text = summary.summary({"cells-head": [report(TORCH, row("cpu", 0.030, small), greedy)]}, PARTS)
+    assert "| cells-head | float32 | openvino | 5.00 | 4 | 1 of 1 | 0.600 | 0 of 1 |" in text  # none meets both
 
 
 def test_the_summary_is_made_again_from_the_files(

@@ -17,8 +17,8 @@ import numpy as np
 from onnxft.manifest import GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import resident_bytes, size_text
 from onnxft.runtime.arena import Arena
-from onnxft.runtime.buffers import always_in_place, key_of
 from onnxft.runtime.graph_values import Graph, read_graph
+from onnxft.runtime.keys import always_in_place, key_of
 from onnxft.runtime.liveness import Lives, folded, lives
 from onnxft.runtime.providers import runtime
 

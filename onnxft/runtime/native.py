@@ -14,26 +14,17 @@ from onnxft.errors import ArtifactError, ConfigError
 from onnxft.manifest import BATCH, PARAMETERS_FILE, SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import peak_resident_bytes
 from onnxft.runtime.batches import Sizes, combined, pad, sizes_of
-from onnxft.runtime.buffers import (
-    AVERAGE_SLOT,
-    STATISTIC_SLOT,
-    BoundRunner,
-    BoundStore,
-    Runner,
-    ValueRunner,
-    ValueStore,
-    always_in_place,
-    device_of,
-    key_of,
-)
+from onnxft.runtime.buffers import BoundRunner, BoundStore, Runner, device_of
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.execution import Execution
+from onnxft.runtime.keys import AVERAGE_SLOT, STATISTIC_SLOT, always_in_place, key_of
 from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.native_values import on_averages, scalars, sums_of
 from onnxft.runtime.parameter_vector import pack, unpack
 from onnxft.runtime.precision import execution_of, graph_of, require_precision
 from onnxft.runtime.providers import provider, runtime
 from onnxft.runtime.sessions import ROUNDING_FUSIONS, OpenSession, open_session, run_options, running
+from onnxft.runtime.values import ValueRunner, ValueStore
 
 
 class NativeEngine:

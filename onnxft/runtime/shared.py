@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from onnxft.errors import DataError
-from onnxft.runtime.buffers import ACCUMULATOR_SLOT
 from onnxft.runtime.engine import Array, Arrays, Hyper, Sums
+from onnxft.runtime.keys import ACCUMULATOR_SLOT
 from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.processes import Processes
 

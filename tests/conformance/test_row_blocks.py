@@ -14,8 +14,8 @@ from tolerances import tolerance
 import onnxft
 from onnxft.runtime import native
 from onnxft.runtime.artifact import load_artifact
-from onnxft.runtime.buffers import ValueRunner, ValueStore
 from onnxft.runtime.execution import Execution
+from onnxft.runtime.values import ValueRunner, ValueStore
 from onnxft.step import row_blocks
 
 Opened = Callable[..., onnxft.TrainSession]

@@ -15,7 +15,7 @@ from conformance_subjects import SUBJECTS, torch_losses
 from tolerances import TOLERANCES, side, tolerance
 
 import onnxft
-from onnxft.runtime import buffers, providers
+from onnxft.runtime import buffers, keys, providers
 from onnxft.runtime.execution import Execution
 
 OPTIMIZERS: dict[str, tuple[dict[str, float], float, Callable[..., torch.optim.Optimizer]]] = {
@@ -59,9 +59,9 @@ def test_inputs_that_are_copied_when_bound_would_be_found(
     def bind_copies(runner: buffers.BoundRunner) -> Any:
         binding = bind(runner)
         for port in runner._graph.inputs:
-            key = buffers.key_of(port)
+            key = keys.key_of(port)
             if key is not None:
-                copies.append(buffers._ort_value(runner._store.read(key)))
+                copies.append(buffers.ort_value(runner._store.read(key)))
                 binding.bind_ortvalue_input(port.name, copies[-1])
         return binding
 

@@ -17,8 +17,9 @@ from onnxft.errors import ArtifactError, ConfigError
 from onnxft.files import sha256
 from onnxft.manifest import FILE_NAME
 from onnxft.runtime import native
-from onnxft.runtime.buffers import BoundRunner, BoundStore, ValueRunner, ValueStore
+from onnxft.runtime.buffers import BoundRunner, BoundStore
 from onnxft.runtime.session import TrainSession
+from onnxft.runtime.values import ValueRunner, ValueStore
 
 ROWS = 16
 

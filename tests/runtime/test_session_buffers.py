@@ -12,11 +12,13 @@ import pytest
 
 from onnxft.manifest import GraphFile
 from onnxft.runtime import native
-from onnxft.runtime.buffers import BoundRunner, BoundStore, ValueRunner, ValueStore, always_in_place
+from onnxft.runtime.buffers import BoundRunner, BoundStore
 from onnxft.runtime.engine import Hyper
 from onnxft.runtime.execution import Execution
+from onnxft.runtime.keys import always_in_place
 from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.sessions import OpenSession, open_session
+from onnxft.runtime.values import ValueRunner, ValueStore
 
 ROWS = 16
 RNG = np.random.default_rng(40)

@@ -10,7 +10,7 @@ import pytest
 
 from onnxft.graph.builder import Op, add_input, builder, table
 from onnxft.graph.normalize import OPSET
-from onnxft.runtime.buffers import STATE_SLOTS
+from onnxft.runtime.keys import STATE_SLOTS
 from onnxft.step.in_place import may_overwrite
 from onnxft.step.optimizers import _OPTIMIZERS, describe_optimizer, update_of
 from onnxft.step.updates import Scalars

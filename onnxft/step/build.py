@@ -13,7 +13,7 @@ from onnxft.graph.forward import Forward
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import GraphRole, Loss, Optimizer
 from onnxft.step.batch_norm import decompose, use_batch_statistics
-from onnxft.step.depthwise import multiply_depthwise
+from onnxft.step.channels_first import put_channels_first
 from onnxft.step.fold import fold_batch_norm, fold_padding
 from onnxft.step.frozen.again import widen_again
 from onnxft.step.gelu import gather_gelu, spread_gelu
@@ -66,8 +66,9 @@ def differentiated(
     gather_gelu(train.op.builder.graph)
     terms = train.add_loss(loss)
     xs = {name: train.values[name] for name in selection.trainable}
-    before = set(train.model.graph)
     outputs = [terms.loss_sum, terms.weight_sum, *terms.metrics.values()]
+    put_channels_first(train.op, xs.values(), [*outputs, *buffers.values()])
+    before = set(train.model.graph)
     segments = find_segments(train, outputs, recomputation) if recomputation else ()
     # The training graph differentiates the mean over the rows, so that no gradient is divided afterwards.
     seed = train.op.Div(update_of(optimizer).factor, terms.weight_sum)
@@ -81,7 +82,6 @@ def differentiated(
     spread_gelu(train.op)
     multiply_masks(train.op, before, xs.values(), terms.loss_sum)
     decompose(train.op)
-    multiply_depthwise(train.op, xs.values())
     train.put_backward_last()
     return {
         "gradients": _gradients_graph(train, terms, gradients, buffers, seed),

@@ -30,13 +30,11 @@ def fits_matrix(shape: Sequence[int], over: Sequence[Window], group: int) -> boo
 
 
 def by_matrix(op: Op, x: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:
-    """y = x T^T, channel by channel: (C, N, I) (C, I, O) -> (C, N, O)
-
-    T^T is not made of T, which the gradients read: a runtime would keep that until then, and it is large.
-    """
+    """y = x T^T, channel by channel, of x (C, N, *space): (C, N, I) (C, I, O) -> (C, N, O)"""
     matrix, (size, _) = _matrix(op, w, over, group, transposed=True)
-    y = op.MatMul(_channels_first(op, x, size), matrix)
-    return reshape(op, op.Transpose(y, perm=[1, 0, 2]), [dims(x)[0], group, *[v.outputs for v in over]])
+    n = dims(x)[1]
+    y = op.MatMul(reshape(op, x, [group, n, size]), matrix)
+    return reshape(op, y, [group, n, *[v.outputs for v in over]])
 
 
 def data_by_matrix(op: Op, dy: ir.Value, w: ir.Value, over: Sequence[Window], group: int) -> ir.Value:

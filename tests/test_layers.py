@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "onnxft"
 
 OPEN_TO_ALL = {
     "errors", "manifest", "files", "frozen_weights", "manifest_check", "memory", "merge", "named_code",
-    "ort_training_environment", "step_work", "yaml_file",
+    "ort_training_environment", "step_work", "tensor_file", "yaml_file",
 }  # fmt: skip
 ARROWS = {
     # part: parts that it may import

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,46 +9,20 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxft.errors import ModelError
-from onnxft.files import location_beside, new_file, weights_beside, write_atomically
+from onnxft.files import location_beside, weights_beside, write_atomically
 from onnxft.manifest import ByteRange
+from onnxft.tensor_file import TYPES, write_tensors
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
 """Bytes of weights that a file of at most 2 GiB holds beside its graph."""
 
 
-_SAFETENSORS = {
-    ir.DataType.DOUBLE: "F64", ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.INT64: "I64", ir.DataType.INT32: "I32", ir.DataType.INT16: "I16", ir.DataType.INT8: "I8",
-    ir.DataType.UINT64: "U64", ir.DataType.UINT32: "U32", ir.DataType.UINT16: "U16", ir.DataType.UINT8: "U8",
-    ir.DataType.BOOL: "BOOL",
-}  # fmt: skip
-
-
 def save_weights(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, ByteRange]:
-    """Write a safetensors file, one tensor after the other, and return where each one's bytes lie in it."""
-    # The format wants each tensor aligned to its element, so those with large elements come first.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, dict[str, object]] = {}
-    offsets, position = {}, 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in _SAFETENSORS:
+    """Write a safetensors file, and return where the bytes of each tensor lie in it."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.numpy().name not in TYPES:
             raise ModelError(f"'{name}' has the type {tensor.dtype}, which a weights file cannot hold.")
-        offsets[name] = (position, position + tensor.nbytes)
-        header[name] = {
-            "dtype": _SAFETENSORS[tensor.dtype],
-            "shape": [int(d) for d in tensor.numpy().shape],
-            "data_offsets": offsets[name],
-        }
-        position += tensor.nbytes
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    with new_file(path) as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for name in names:
-            file.write(tensors[name].tobytes())
-    start = 8 + len(head)
-    return {name: ByteRange(path.name, start + begin, end - begin) for name, (begin, end) in offsets.items()}
+    return write_tensors(path, {name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def save_model(model: ir.Model, path: Path, places: Mapping[str, ByteRange]) -> None:
@@ -78,7 +50,9 @@ def save_inference(model: ir.Model, path: Path) -> dict[str, ByteRange]:
         write_atomically(path, data)
         return {name: ByteRange(path.name, start, length) for name, start, length in _raw_data(data)}
     initializers = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
-    weights = {name: t for name, t in initializers.items() if t.dtype.is_floating_point() and t.dtype in _SAFETENSORS}
+    weights = {
+        name: t for name, t in initializers.items() if t.dtype.is_floating_point() and t.dtype.numpy().name in TYPES
+    }
     places = save_weights(weights_beside(path), weights)
     save_model(model, path, {name: replace(place, file=location_beside(path)) for name, place in places.items()})
     return places

@@ -68,9 +68,9 @@ class BoundStore:
         """The buffer that holds a tensor now."""
         return self.buffer(key, self.sides[family(key)])
 
-    def read(self, key: str) -> Array:
-        """A copy of a tensor."""
-        return np.array(self.current(key).numpy())
+    def read(self, key: str, *, copy: bool = True) -> Array:
+        """A copy of a tensor, or what the runtime shows of it."""
+        return as_read(self.current(key), copy=copy)
 
     def write(self, key: str, value: Array) -> None:
         """Replace a tensor, or add one."""
@@ -188,3 +188,12 @@ def ort_value(value: Array, device: Device = CPU) -> Any:
     """An OrtValue in the memory of a device."""
     # np.ascontiguousarray would make a scalar an array of one element.
     return runtime().OrtValue.ortvalue_from_numpy(np.asarray(value, order="C"), *device)
+
+
+def as_read(value: Any, *, copy: bool) -> Array:
+    """The numbers of an OrtValue, of which the runtime may show those in memory."""
+    shown: Array = value.numpy()
+    if copy:
+        return np.array(shown)
+    shown.setflags(write=False)
+    return shown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from onnxft.errors import ArtifactError
 from onnxft.files import check_replaceable, new_directory, recover, sha256, write_atomically
@@ -15,6 +15,7 @@ from onnxft.manifest import Manifest
 from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.take_up import Trained, taken_up
+from onnxft.tensor_file import write_tensors
 
 _RECORD = "checkpoint.json"
 _TENSORS = ("parameters.safetensors", "state.safetensors")
@@ -67,7 +68,7 @@ def write_checkpoint(path: Path, snapshot: Snapshot, manifest: Manifest, trained
     trained = replace(trained, decays=snapshot.decays or trained.decays)
     with new_directory(path) as beside:
         for name, tensors in contents.items():
-            write_atomically(beside / name, save(dict(tensors)))
+            write_tensors(beside / name, tensors)
         record = Checkpoint(
             snapshot.step_count, snapshot.seed, manifest.name, manifest.optimizer.kind, snapshot.loss_scale, trained,
             files={name: sha256(beside / name) for name in contents},

@@ -137,8 +137,8 @@ class Engine(Protocol):
     def evaluate(self, batch: Arrays) -> Evaluation:
         """Loss and outputs in inference behaviour."""
 
-    def parameters(self) -> dict[str, Array]:
-        """Copies of the trained parameters."""
+    def parameters(self, *, copy: bool = True) -> dict[str, Array]:
+        """Copies of the trained parameters; without `copy`, where that can be, what the next step writes over."""
 
     def set_parameters(self, values: Arrays) -> None:
         """Replace the named parameters (shapes and types already checked)."""
@@ -159,8 +159,8 @@ class Engine(Protocol):
     def set_buffers(self, values: Arrays) -> None:
         """Replace the named running statistics (shapes and types already checked)."""
 
-    def state(self) -> dict[str, Array]:
-        """Copies of the optimizer state, keyed `parameter/slot`."""
+    def state(self, *, copy: bool = True) -> dict[str, Array]:
+        """The optimizer state, keyed `parameter/slot`; `copy` as for `parameters`."""
 
     def set_state(self, values: Arrays) -> None:
         """Replace the whole optimizer state."""
@@ -173,8 +173,8 @@ class Engine(Protocol):
         """Whether `average` was called, or averages were set."""
         ...
 
-    def averages(self) -> dict[str, Array]:
-        """Copies of the averages; empty before the first `average`."""
+    def averages(self, *, copy: bool = True) -> dict[str, Array]:
+        """The averages, empty before the first `average`; `copy` as for `parameters`."""
 
     def set_averages(self, values: Arrays) -> None:
         """Replace the averages of all parameters (shapes and types already checked); an empty mapping forgets them."""

@@ -14,6 +14,7 @@ from onnxft.files import location_beside, new_file, weights_beside, write_atomic
 from onnxft.manifest import ByteRange, Manifest
 from onnxft.runtime.adapters.merge import merged_weight
 from onnxft.runtime.engine import Array, Arrays
+from onnxft.tensor_file import little_endian
 
 
 def write_inference_model(directory: Path, manifest: Manifest, values: Arrays, path: Path) -> None:
@@ -68,9 +69,8 @@ def _copy(source: Path, target: BinaryIO, places: Mapping[str, ByteRange], value
         shutil.copyfileobj(file, target)
     size = target.tell()
     for name, place in places.items():
-        value = np.ascontiguousarray(values[name])
-        raw = value.astype(value.dtype.newbyteorder("<")).tobytes()
-        if len(raw) != place.length or place.offset + place.length > size:
-            raise ArtifactError(f"'{name}' has {len(raw)} bytes, its place in {place.file} has {place.length}.")
+        value = values[name]
+        if value.nbytes != place.length or place.offset + place.length > size:
+            raise ArtifactError(f"'{name}' has {value.nbytes} bytes, its place in {place.file} has {place.length}.")
         target.seek(place.offset)
-        target.write(raw)
+        target.write(little_endian(value))

@@ -165,8 +165,8 @@ class MemoryModel:
         if use.averages:
             parts["averages"] = trained
         if use.saves:
-            # The weights and their file, copies of parameters and state, and the file of the state, made in two steps.
-            parts[WRITING] = 3 * (trained + state)
+            # At the end the best weights are read, their file beside what was in it.
+            parts[WRITING] = 2 * trained
         return parts
 
     @cached_property

@@ -167,11 +167,11 @@ class NativeEngine:
         }
         return Evaluation(loss_sum, weight_sum, metrics, outputs)
 
-    def parameters(self) -> dict[str, Array]:
-        """Copies of the trained parameters, or of the averages where those are shown."""
+    def parameters(self, *, copy: bool = True) -> dict[str, Array]:
+        """The trained parameters, or the averages where those are shown."""
         if self._shows_averages:
-            return self.averages()
-        return {p.name: self._store.read(p.name) for p in self.manifest.parameters}
+            return self.averages(copy=copy)
+        return {p.name: self._store.read(p.name, copy=copy) for p in self.manifest.parameters}
 
     def set_parameters(self, values: Arrays) -> None:
         """Replace the named parameters."""
@@ -197,10 +197,10 @@ class NativeEngine:
         for name, value in values.items():
             self._store.write(f"{name}/{STATISTIC_SLOT}", value)
 
-    def state(self) -> dict[str, Array]:
-        """Copies of the optimizer state, keyed `parameter/slot`."""
+    def state(self, *, copy: bool = True) -> dict[str, Array]:
+        """The optimizer state, keyed `parameter/slot`."""
         keys = dict.fromkeys(key_of(p) or "" for p in self._ports("train") if p.role == "state")
-        return {key: self._store.read(key) for key in keys}
+        return {key: self._store.read(key, copy=copy) for key in keys}
 
     def set_state(self, values: Arrays) -> None:
         """Replace the optimizer state, and empty the accumulators."""
@@ -214,12 +214,12 @@ class NativeEngine:
             (port,) = self.manifest.graph("average").named("average_weight")
             self._run("average", {port.name: np.array(weight, port.dtype)})
         else:
-            self.set_averages(self.parameters())
+            self.set_averages(self.parameters(copy=False))
 
-    def averages(self) -> dict[str, Array]:
-        """Copies of the averages; empty before the first `average`."""
+    def averages(self, *, copy: bool = True) -> dict[str, Array]:
+        """The averages; empty before the first `average`."""
         names = [p.name for p in self.manifest.parameters] if self.has_averages else []
-        return {name: self._store.read(f"{name}/{AVERAGE_SLOT}") for name in names}
+        return {name: self._store.read(f"{name}/{AVERAGE_SLOT}", copy=copy) for name in names}
 
     def set_averages(self, values: Arrays) -> None:
         """Replace the averages of all parameters; an empty mapping forgets them."""

@@ -254,6 +254,13 @@ class TrainSession(SessionFacts, Exporting):
         """{name: value} of the running statistics of trained BatchNorm layers, copies."""
         return self._engine.buffers()
 
+    def values(self) -> dict[str, Array]:
+        """{name: value} of parameters and running statistics, to be read before the next step.
+
+        They are no copies where the provider keeps them in this process's memory.
+        """
+        return {**self._engine.parameters(copy=False), **self._engine.buffers()}
+
     def set_parameters(self, values: Arrays) -> None:
         """Replace trained parameters and running statistics; those not named keep their value, as do averages.
 
@@ -310,10 +317,6 @@ class TrainSession(SessionFacts, Exporting):
 
     # ----- helpers -----
 
-    def _values(self) -> dict[str, Array]:
-        """Parameters and running statistics."""
-        return {**self._engine.parameters(), **self._engine.buffers()}
-
     def _set(self, values: Arrays) -> None:
         """Replace parameters and running statistics, already checked."""
         buffers = {b.name for b in self.manifest.buffers}
@@ -327,8 +330,9 @@ class TrainSession(SessionFacts, Exporting):
     def _snapshot(self) -> Snapshot:
         engine = self._engine
         return Snapshot(
-            self.step_count, self.seed, self.loss_scale, self._values(), engine.state(), engine.averages(), self._decays
-        )
+            self.step_count, self.seed, self.loss_scale, self.values(), engine.state(copy=False),
+            engine.averages(copy=False), self._decays,
+        )  # fmt: skip
 
     def _take(self, snapshot: Snapshot) -> None:
         """Go on from there."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxft.manifest import GraphFile
-from onnxft.runtime.buffers import CPU, Device, ort_value
+from onnxft.runtime.buffers import CPU, Device, as_read, ort_value
 from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.keys import family, key_of
 from onnxft.runtime.sessions import OpenSession
@@ -47,9 +47,9 @@ class ValueStore:
             self._blocks.setdefault(key, {})[rows] = value
             self.values.pop(key, None)
 
-    def read(self, key: str) -> Array:
-        """A copy of a tensor."""
-        return np.array(self.get(key).numpy())
+    def read(self, key: str, *, copy: bool = True) -> Array:
+        """A copy of a tensor, or what the runtime shows of it."""
+        return as_read(self.get(key), copy=copy)
 
     def write(self, key: str, value: Array) -> None:
         """Replace a tensor, or add one."""

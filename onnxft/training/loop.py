@@ -297,7 +297,7 @@ def _end_epoch(
     started = time.perf_counter()
     with kept_weights(session, plan, position):
         scores, confusion = evaluate(session, plan, epoch)
-        weights = {**session.parameters, **session.buffers}
+        weights = session.values()
     none = {"seconds": math.nan, "rows": 0, "waited": math.nan}
     timing = _timing(epoch, speed or none, time.perf_counter() - started)
     row: Row = {

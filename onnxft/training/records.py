@@ -36,13 +36,13 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from safetensors.numpy import save
 
 from onnxft import __version__
 from onnxft.errors import ArtifactError, ConfigError, OnnxftError, ProviderError, WriteError
-from onnxft.files import is_part, new_directory, recover, remove_parts, sha256, write_atomically
+from onnxft.files import is_part, new_directory, new_file, recover, remove_parts, sha256, write_atomically
 from onnxft.runtime.engine import Arrays
 from onnxft.runtime.session import TrainSession
+from onnxft.tensor_file import write_tensors
 from onnxft.training.config import TrainConfig
 from onnxft.training.confusion import Confusion
 from onnxft.training.curves import can_plot, plot_curves
@@ -135,10 +135,11 @@ class Records:
         confusion: Confusion | None,
     ) -> None:
         """Record a complete epoch: the weights that were evaluated, tables, checkpoint."""
-        content = save(dict(weights))
-        write_atomically(self.directory / "weights" / "last.safetensors", content)
+        last = self.directory / "weights" / "last.safetensors"
+        write_tensors(last, weights)
         if position.best_epoch == position.epoch:
-            write_atomically(self.directory / "weights" / "best.safetensors", content)
+            with new_file(last.with_name("best.safetensors")) as best, last.open("rb") as file:
+                shutil.copyfileobj(file, best)
             if confusion is not None:
                 write_atomically(self.directory / _CONFUSION, confusion.to_csv())
         self.rows.append(row)
@@ -161,14 +162,11 @@ class Records:
     def finish(self, session: TrainSession, best_epoch: int) -> list[str]:
         """Write model.onnx and adapters with the best weights, and pictures where they can be.
 
-        `session` keeps its weights. What is returned are sentences about what cannot be written.
+        What is returned are sentences about what cannot be written.
         """
-        last = {**session.parameters, **session.buffers}
         best, _ = read_weights(str(self.directory / "weights" / "best.safetensors"))
-        session.set_parameters(best)
-        session.export_model(self.directory / "model.onnx")
-        notes = self._write_adapter(session)
-        session.set_parameters(last)
+        session.export_model(self.directory / "model.onnx", best)
+        notes = self._write_adapter(session, best)
         if can_plot():
             write_atomically(self.directory / "curves.png", plot_curves(self.rows, best_epoch))
             self._draw_confusion(best_epoch)
@@ -188,11 +186,11 @@ class Records:
         found = (sorted(self.directory.glob(name)) for name in _FILES)
         return tuple(str(path.relative_to(self.directory)) for paths in found for path in paths)
 
-    def _write_adapter(self, session: TrainSession) -> list[str]:
+    def _write_adapter(self, session: TrainSession, values: Arrays) -> list[str]:
         if not session.manifest.adapters:
             return []
         try:
-            lacking = session.export_adapter(self.directory / "adapter")
+            lacking = session.export_adapter(self.directory / "adapter", values)
         except ProviderError as err:
             return [f"no adapter is written: {err}"]
         return [f"the adapter has no files for peft: {lacking}"] if lacking else []

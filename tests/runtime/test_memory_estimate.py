@@ -59,7 +59,7 @@ def model(place: Path, base: int = 0) -> tuple[MemoryModel, Manifest]:
         (Use(), {"new parameters and state": MLP}),
         (Use(accumulates=True), {"gradients": 2 * MLP}),
         (Use(averages=True, evaluates=True), {"new parameters and state": MLP, "averages": MLP}),
-        (Use(saves=True), {"new parameters and state": MLP, WRITING: 9 * MLP}),
+        (Use(saves=True), {"new parameters and state": MLP, WRITING: 2 * MLP}),
     ],
 )
 def test_the_tensors_that_live_between_steps(use: Use, expected: dict[str, int], exported: Callable[..., Path]) -> None:

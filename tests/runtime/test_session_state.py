@@ -95,6 +95,30 @@ def test_parameters_are_copies(steps: int, exported: Callable[..., Path]) -> Non
         assert_identical(taken, {name: value + 1 for name, value in kept.items()})
 
 
+def test_values_are_the_parameters_and_cannot_be_written(exported: Callable[..., Path]) -> None:
+    with TrainSession(exported("mlp"), threads=1) as session:
+        session.step(random_batch(session.manifest, 16, 0), lr=1e-2)
+        values, copies = session.values(), session.parameters
+        assert {n: v.tobytes() for n, v in values.items()} == {n: v.tobytes() for n, v in copies.items()}
+        for value in values.values():
+            with pytest.raises(ValueError, match="read-only"):
+                value[...] = 0
+
+
+def test_a_model_is_exported_with_values_that_are_given(exported: Callable[..., Path], tmp_path: Path) -> None:
+    with TrainSession(exported("mlp"), threads=1) as session:
+        before = session.parameters
+        other = {name: value + 1 for name, value in before.items()}
+        session.export_model(tmp_path / "given.onnx", {"fc1.bias": other["fc1.bias"]})
+        with pytest.raises(ArtifactError, match=r"'fc1.bias' has the shape"):
+            session.export_model(tmp_path / "wrong.onnx", {"fc1.bias": np.zeros(3, np.float32)})
+        assert not (tmp_path / "wrong.onnx").exists()
+        assert all((session.parameters[n] == v).all() for n, v in before.items())
+        session.set_parameters({"fc1.bias": other["fc1.bias"]})
+        session.export_model(tmp_path / "set.onnx")
+    assert sha256(tmp_path / "given.onnx") == sha256(tmp_path / "set.onnx")
+
+
 def test_new_parameters_are_taken_and_the_others_stay(exported: Callable[..., Path]) -> None:
     with TrainSession(exported("mlp"), threads=1) as session:
         session.step(batch_of(1), lr=0.1)

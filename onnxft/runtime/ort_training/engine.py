@@ -131,7 +131,7 @@ class OrtTrainingEngine:
 
     # ----- parameters and state -----
 
-    def parameters(self) -> dict[str, Array]:
+    def parameters(self, *, copy: bool = True) -> dict[str, Array]:
         """Copies of the trained parameters."""
         _, found = self._call("parameters", trained=True)
         return {p.name: found[p.name] for p in self.manifest.parameters}
@@ -159,7 +159,7 @@ class OrtTrainingEngine:
     def set_buffers(self, values: Arrays) -> None:
         """Nothing to replace; see `buffers`."""
 
-    def state(self) -> dict[str, Array]:
+    def state(self, *, copy: bool = True) -> dict[str, Array]:
         """Copies of the optimizer state: `parameter/slot`, and `step` where the optimizer counts."""
         return self._call("optimizer_state")[1]
 
@@ -177,7 +177,7 @@ class OrtTrainingEngine:
         """Never; see `average`."""
         return False
 
-    def averages(self) -> dict[str, Array]:
+    def averages(self, *, copy: bool = True) -> dict[str, Array]:
         """None; see `average`."""
         return {}
 

@@ -71,7 +71,7 @@ def differentiated(
     before = set(train.model.graph)
     segments = find_segments(train, outputs, recomputation) if recomputation else ()
     # The training graph differentiates the mean over the rows, so that no gradient is divided afterwards.
-    seed = train.op.Div(update_of(optimizer).factor, terms.weight_sum)
+    seed = train.op.Reciprocal(terms.weight_sum)
     given = [v for segment in segments for v in segment.given]
     found = backward(train.op, terms.loss_sum, list(xs.values()), given, seed)
     gradients = {name: found[x] for name, x in xs.items()}
@@ -148,7 +148,7 @@ def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) 
     weight_sum = update.add_scalar("weight_sum", "weight_sum")
     means = {block: op.Div(g, weight_sum) for block, g in gradients.items()}
     means = clip_by_value(op, means, update.add_scalar("max_value", "max_value"))
-    means = clip_by_global_norm(op, means, update.add_scalar("max_norm", "max_norm"), update_of(optimizer).factor)
+    means = clip_by_global_norm(op, means, update.add_scalar("max_norm", "max_norm"))
     _add_update(update, means, selection, optimizer)
     return update.finish()
 
@@ -202,9 +202,7 @@ def adapter_graph(forward: Forward, selection: Selection) -> ir.Model:
 def _add_update(
     graph: StepGraphBuilder, means: Mapping[RowBlock, ir.Value], selection: Selection, optimizer: Optimizer
 ) -> None:
-    """Each block of a parameter and its state by its mean gradient as the optimizer takes it, one by one, so that each
-    stays in cache.
-    """
+    """Each block of a parameter and its state by its mean gradient, one by one, so that each stays in cache."""
     op, update = graph.op, update_of(optimizer)
     step = graph.add_scalar("step", "step")
     shared: dict[tuple[str, ir.Value], ir.Value] = {}

@@ -162,12 +162,6 @@ def table(op: Op, array: NDArray[Any]) -> ir.Value:
     return op.initializer(ir.tensor(array), name=f"constant_{len(op.builder.root.graph.initializers)}")
 
 
-def total(op: Op, x: ir.Value, reduce: str = "ReduceSum") -> ir.Value:
-    """All elements of `x` reduced to a scalar, along axes that stay until then: OpenVINO leaves it to the CPU else."""
-    reduced: ir.Value = getattr(op, reduce)(x, keepdims=1)
-    return op.Squeeze(reduced)
-
-
 def zeros_like(op: Op, x: ir.Value) -> ir.Value:
     """Zeros of the shape of `x` (x - x would keep its NaN)."""
     return expand_like(op, constant(op, [0.0], x), x)

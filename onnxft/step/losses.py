@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxft.errors import ModelError, near
-from onnxft.graph.builder import Op, constant, expand_like, reshape, total
+from onnxft.graph.builder import Op, constant, expand_like, reshape
 from onnxft.graph.shapes import Dim, dims, set_dims, static_dims
 from onnxft.manifest import Loss
 
@@ -71,8 +71,8 @@ def cross_entropy(op: Op, what: Loss, logits: ir.Value, labels: ir.Value, weight
     if not what.class_weights:  # over the sum of weights it would be an accuracy weighted by class
         predicted = op.ArgMax(logits, axis=axis, keepdims=0)
         correct = op.Cast(op.Equal(predicted, labels), to=logits.dtype)
-        metrics["accuracy"] = total(op, op.Mul(counted, correct))
-    return LossTerms(total(op, op.Mul(counted, losses)), total(op, labelled), metrics)
+        metrics["accuracy"] = _sum(op, op.Mul(counted, correct))
+    return LossTerms(_sum(op, op.Mul(counted, losses)), _sum(op, labelled), metrics)
 
 
 def _shifted(op: Op, labels: ir.Value, what: Loss) -> ir.Value:
@@ -137,8 +137,8 @@ def model(op: Op, what: Loss, output: ir.Value, labels: ir.Value | None, weights
     """l = output (batch,), weights (batch,);  or () with `scalar`: the mean over a batch of equal weights."""
     if not what.scalar:
         return _elementwise(op, output, output, weights)
-    weight = total(op, op.Cast(weights, to=output.dtype) if weights.dtype != output.dtype else weights)
-    return LossTerms(op.Mul(output, weight), weight, {})
+    total = _sum(op, op.Cast(weights, to=output.dtype) if weights.dtype != output.dtype else weights)
+    return LossTerms(op.Mul(output, total), total, {})
 
 
 _LOSSES: dict[str, LossBuilder] = {
@@ -174,7 +174,7 @@ def label_type(loss: Loss, output: ir.Value) -> tuple[ir.DataType, tuple[Dim, ..
 def _elementwise(op: Op, losses: ir.Value, typed: ir.Value, weights: ir.Value) -> LossTerms:
     """The sums of losses (batch, ...) and of the row weights over them."""
     row_weights = _like_rows(op, weights, losses, typed)
-    return LossTerms(total(op, op.Mul(row_weights, losses)), total(op, row_weights), {})
+    return LossTerms(_sum(op, op.Mul(row_weights, losses)), _sum(op, row_weights), {})
 
 
 def _like_rows(op: Op, weights: ir.Value, like: ir.Value, typed: ir.Value) -> ir.Value:
@@ -185,3 +185,7 @@ def _like_rows(op: Op, weights: ir.Value, like: ir.Value, typed: ir.Value) -> ir
         return weights
     column = reshape(op, weights, [shape[0], *[1] * (len(shape) - 1)])
     return expand_like(op, column, like)
+
+
+def _sum(op: Op, x: ir.Value) -> ir.Value:
+    return op.ReduceSum(x, keepdims=0)

@@ -14,7 +14,7 @@ from functools import reduce
 import numpy as np
 import onnx_ir as ir
 
-from onnxft.graph.builder import Op, constant, table, total
+from onnxft.graph.builder import Op, constant, table
 from onnxft.step.row_blocks import RowBlock
 
 State = dict[str, ir.Value]
@@ -105,7 +105,8 @@ def clip_by_value(op: Op, gradients: Gradients, max_value: ir.Value) -> Gradient
 
 def clip_by_global_norm(op: Op, gradients: Gradients, max_norm: ir.Value) -> Gradients:
     """g' = g · min(1, c / (‖all g‖₂ + 1e-6))   (torch.nn.utils.clip_grad_norm_)"""
-    squares = [total(op, g, "ReduceSumSquare") for g in gradients.values()]
+    # OpenVINO leaves a reduction that ends in a scalar to the CPU, and Sum.
+    squares = [op.Squeeze(op.ReduceSumSquare(g, keepdims=1)) for g in gradients.values()]
     norm = op.Sqrt(reduce(op.Add, squares))
     factor = op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0)
     return {block: op.Mul(g, factor) for block, g in gradients.items()}

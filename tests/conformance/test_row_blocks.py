@@ -21,6 +21,7 @@ from onnxft.step import row_blocks
 Opened = Callable[..., onnxft.TrainSession]
 SUBJECT = SUBJECTS["transformer"]
 TABLE = "embed.weight"  # (23, 12), which its lookup alone reads
+WIDTH = 12
 DENSE = "between.0.linear1.weight"  # (20, 12), which the data gradient reads too
 
 
@@ -69,7 +70,10 @@ def test_the_ports_are_blocks(divided: Path) -> None:
 
 @pytest.mark.parametrize("max_norm", [math.inf, 0.05])
 def test_divided_or_not_is_the_same(max_norm: float, execution: Execution, divided: Path, opened: Opened) -> None:
-    """Apart from the order in which squares are added up for the norm, and how a provider groups what it computes."""
+    """Apart from the order in which squares are added up for the norm, and how a provider groups what it computes.
+
+    The gradient of a bias of keys is zero but for rounding, of which Adam makes whole steps.
+    """
     with opened(SUBJECT, execution) as session:
         expected = trained(session, max_norm)
     with onnxft.TrainSession(divided, execution.provider, precision=execution.precision, threads=2) as session:
@@ -78,7 +82,10 @@ def test_divided_or_not_is_the_same(max_norm: float, execution: Execution, divid
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         bound = 0.0 if exact else tolerance(execution).values * np.abs(value).max()
-        assert np.abs(found[name] - value).max() <= bound, name
+        difference = np.abs(found[name] - value)
+        if "in_proj_bias" in name and not exact:
+            difference[WIDTH : 2 * WIDTH] = 0
+        assert difference.max() <= bound, name
 
 
 def test_both_ways_of_binding_are_the_same(divided: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxft.grad.registry import Gradients, vjp
-from onnxft.graph.builder import Op, cast_like, constant, per_channel, total
+from onnxft.graph.builder import Op, cast_like, constant, per_channel
 from onnxft.graph.shapes import dims, static_dims
 
 
@@ -62,7 +62,7 @@ def _loss(op: Op, node: ir.Node, log_prob: ir.Value, dy: ir.Value) -> tuple[ir.V
     if reduction == "none":
         dy = op.Unsqueeze(dy, [1])
     elif reduction == "mean":
-        dy = op.Div(dy, total(op, weighted))
+        dy = op.Div(dy, op.ReduceSum(weighted, keepdims=0))
     if weight is None:
         return op.Neg(op.Mul(weighted, dy)), None
     excess = op.Add(log_prob, node.outputs[0]) if reduction == "mean" else log_prob

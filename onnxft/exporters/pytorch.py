@@ -20,7 +20,7 @@ from onnxft.exporters.dimensions import DynamicShapes, check_dimensions
 from onnxft.exporters.legacy import trace
 from onnxft.exporters.modes import mode_of, quiet, untrainable_norms
 from onnxft.exporters.naming import check_names, check_output_names, rename_inputs
-from onnxft.exporters.padding import stop_at_padding
+from onnxft.exporters.padding import mark_padding
 from onnxft.exporters.shapes import complete_shapes
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import OPSET, activate_dropout, normalize
@@ -86,7 +86,7 @@ def export_module(
         notes = (*notes, f"the dimension {fixed}: {err}".rstrip("."))
         source = replace(source, dynamic_shapes={}, sizes={})
         forward = _forward(source, dropout, name=name, rows=rows, notes=notes)
-    stop_at_padding(forward, module)
+    mark_padding(forward, module)
     return forward
 
 

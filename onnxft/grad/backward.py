@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxft.grad.rules  # noqa: F401  (fills the registry)
 from onnxft.errors import GradientError
 from onnxft.grad.registry import rule_for
-from onnxft.graph.builder import STOP_GRADIENT, Op, constant, is_float, sum_to
+from onnxft.graph.builder import Op, constant, is_float, sum_to
 
 
 def backward(
@@ -57,7 +57,7 @@ def nodes_between(xs: Iterable[ir.Value], y: ir.Value) -> list[ir.Node]:
     frontier = list(xs)
     while frontier:
         for node in frontier.pop().consumers():
-            if node not in after and STOP_GRADIENT not in node.metadata_props:
+            if node not in after:
                 after.add(node)
                 frontier.extend(v for v in node.outputs if is_float(v))
     both = after & nodes_before(y)

@@ -34,8 +34,8 @@ class Op(Protocol):
         """The operator of that name."""
 
 
-STOP_GRADIENT = "onnxft.stop_gradient"
-"""Key in the metadata of a node that no gradient passes; the value says why."""
+PADDING_ROW = "onnxft.padding_row"
+"""Key in the metadata of a Gather from an embedding's table: the row that gets no gradient from it."""
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Sqrt", "Neg")
 
 

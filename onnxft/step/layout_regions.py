@@ -15,7 +15,6 @@ import onnx_ir as ir
 from onnxft.grad.rules.convolution_matrix import fits_matrix
 from onnxft.grad.rules.convolution_weight import choose, pointwise_at_once
 from onnxft.grad.rules.windows import windows
-from onnxft.graph.builder import STOP_GRADIENT
 from onnxft.graph.constants import constant_array
 from onnxft.graph.shapes import dims, product, static_dims
 from onnxft.graph.walk import after, nodes_of, reads
@@ -116,7 +115,7 @@ def _is_product(node: ir.Node, trained: Collection[ir.Value]) -> bool:
     1x1: where the gradient of its weight is one product for all pictures. Depthwise: where few positions are read, and
     the weight is not constant, `Conv` takes two to nine times as long on the CPU provider as a product with matrices.
     """
-    if node.op_type != "Conv" or node.domain or STOP_GRADIENT in node.metadata_props:
+    if node.op_type != "Conv" or node.domain:
         return False
     (x, w, *_), (y,) = _read(node), node.outputs
     if w not in trained or not _is_known(x) or not _is_known(y):

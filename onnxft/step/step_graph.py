@@ -159,13 +159,14 @@ class StepGraphBuilder:
         graph.remove(moved)
         graph.extend(moved)
 
-    def finish(self) -> StepGraph:
-        """Drop what nothing reads, inputs included."""
+    def finish(self, *, to_differentiate: bool = False) -> StepGraph:
+        """Drop what nothing reads, inputs included, and metadata, unless a gradient is still to come of them."""
         graph = self.model.graph
         raise_scalars(self.op)
         common.RemoveUnusedNodesPass()(self.model)
         common.TopologicalSortPass()(self.model)
-        common.ClearMetadataAndDocStringPass()(self.model)
+        if not to_differentiate:
+            common.ClearMetadataAndDocStringPass()(self.model)
         read = {v.name for v in graph.inputs if v.uses() or v.is_graph_output()}
         for value in [v for v in graph.inputs if v.name not in read]:
             graph.inputs.remove(value)

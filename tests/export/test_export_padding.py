@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import onnxft
+from onnxft.errors import ProviderError
+from onnxft.ort_training_environment import find_python
 
 
 class Padded(nn.Module):
@@ -30,10 +32,17 @@ class Padded(nn.Module):
 
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_gradients_equal_torch(tied: bool, dropout: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("generator", ["native", "ort-training"])
+def test_gradients_equal_torch(tied: bool, dropout: bool, generator: str, tmp_path: Path) -> None:
+    if generator == "ort-training":
+        try:
+            find_python()
+        except ProviderError as err:
+            pytest.skip(str(err))
     torch.manual_seed(1)
     module, ids, labels = Padded(tied), torch.tensor([[2, 2, 5], [0, 2, 6]]), torch.tensor([3, 2])
-    with onnxft.TrainSession(onnxft.export(module, ids, tmp_path / "a", dropout=dropout), threads=1) as session:
+    artifact = onnxft.export(module, ids, tmp_path / "a", dropout=dropout, generator=generator)
+    with onnxft.TrainSession(artifact, threads=1) as session:
         found = session.gradients({"ids": ids.numpy(), "labels": labels.numpy()})
     torch.nn.functional.cross_entropy(module(ids), labels).backward()
     for name, p in module.named_parameters():

@@ -55,7 +55,7 @@ def training_graph(
         given = cast_like(op, normalizer, terms.weight_sum)
         _add_weighted_loss(graph, loss, terms, op.Where(op.Greater(given, 0.0), given, terms.weight_sum))
         _add_outputs(graph, additional)
-    made = graph.finish()
+    made = graph.finish(to_differentiate=True)
     _check_trainable(forward.train.graph, made.model.graph, trainable, loss.output)
     return made
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.graph.builder import (
+    PADDING_ROW,
     Op,
     cast_like,
     constant,
@@ -37,6 +38,7 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     Case 1: one constant index: dy surrounded by zeros.
     Case 2: rows of a small table: one_hot(indices)^T dy.
     Case 3: otherwise dy is added into zeros by ScatterElements.
+    A lookup in an embedding may name its padding, a row that gets no gradient from it.
     """
     x, indices = node.inputs
     assert x is not None and indices is not None
@@ -44,13 +46,15 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     before, after = dims(x)[:axis], dims(x)[axis + 1 :]
     picked = product(dims(indices))
     dy = reshape(op, dy, [*before, picked, *after])
+    flat = reshape(op, indices, [*[1] * len(before), picked, *[1] * len(after)])
+    if PADDING_ROW in node.metadata_props:
+        dy = op.Where(op.Equal(flat, int(node.metadata_props[PADDING_ROW])), 0.0, dy)
     if picked == 1 and ir.convenience.get_const_tensor(indices) is not None:
         (index,) = static_ints(node, 1) or [0]
         rows = dims(x)[axis]
         if not isinstance(rows, int):
             return pad_to(op, dy, x, axis, index), None
         return pad_axis(op, dy, axis, index % rows, rows - 1 - index % rows), None
-    flat = reshape(op, indices, [*[1] * len(before), picked, *[1] * len(after)])
     size = dims(x)[axis]
     if axis == 0 and isinstance(size, int) and size <= SMALL_TABLE and symbolic_count(after) == 0:
         row = math.prod(static_dims(x, 1))

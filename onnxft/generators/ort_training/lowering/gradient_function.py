@@ -79,6 +79,7 @@ def _gradient(
     graph = op.builder.graph
     xs = [None if x is None else _formal(op, x, f"I{place[i]}", x in parameters) for i, x in enumerate(node.inputs)]
     inner = _copy(node, xs)
+    inner.metadata_props.update(node.metadata_props)
     graph.append(inner)
     dys = [_typed(op, f"GO{j}", y) if j in given else None for j, y in enumerate(node.outputs)]
     found = rule_for(inner, partial(behind, node, parameters))(op, inner, *dys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from onnxft.errors import ModelError, SelectionError, near
 from onnxft.generators.ort_training.lowering.batch_norm import decompose_batch_norm
@@ -51,6 +52,7 @@ def lower(model: ir.Model, trainable: Sequence[str], output: str) -> ir.Model:
                 f"'{name}' does not reach the output '{output}' of the loss, so it would never be trained. "
                 "Freeze it, or choose another output for the loss."
             )
+    ClearMetadataAndDocStringPass()(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     return model
 

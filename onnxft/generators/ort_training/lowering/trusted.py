@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
-from onnxft.graph.builder import dims_equal
+from onnxft.graph.builder import PADDING_ROW, dims_equal
 from onnxft.graph.shapes import dims
 
 Trusts = Callable[[ir.Node, Collection[int]], bool]
@@ -19,6 +19,8 @@ Trusts = Callable[[ir.Node, Collection[int]], bool]
 
 def is_trusted(node: ir.Node, wanted: Collection[int]) -> bool:
     """Whether onnxruntime-training's own gradient of `node` for the inputs `wanted` is torch's."""
+    if PADDING_ROW in node.metadata_props:  # of which its gradient knows nothing
+        return False
     if node.op_type in _ALWAYS:
         return True
     condition = _IN_PART.get(node.op_type)

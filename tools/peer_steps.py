@@ -33,6 +33,8 @@ from onnxft.runtime.random_batch import random_batch
 
 WARMUP, STEPS, LR = 3, 15, 1e-3
 THREADS = 2
+TIME_LIMIT = 300
+"""Seconds of a side."""
 
 
 def fixed(artifact: Path, manifest: Manifest) -> onnx.ModelProto:
@@ -167,7 +169,10 @@ def measure(side: str, artifact: Path) -> dict[str, float]:
 def apart(side: str, artifact: Path) -> dict[str, float] | str:
     """The same in another process; why not, where it fails."""
     command = [sys.executable, __file__, str(artifact), "--side", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIME_LIMIT)
+    except subprocess.TimeoutExpired:
+        return f"no result within {TIME_LIMIT} s"
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         found: dict[str, float] = json.loads(lines[-1])

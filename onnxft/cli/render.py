@@ -55,7 +55,10 @@ def table(*columns: str) -> Table:
     """An empty table without borders; a column whose name begins with `>` holds numbers."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        # The end of a parameter's name is what tells it from others: it is never cut.
+        made.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     return made
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -330,3 +332,13 @@ def rnn() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """Torch's exporter writes its steps out."""
     torch.manual_seed(13)
     return Recurrent(nn.RNN, batch_first=True, initial=True, reads_states=False), (torch.randn(4, 7, 5),)
+
+
+def as_if_trained(norms: Iterable[nn.Module]) -> None:
+    """Give BatchNorm layers weights and statistics that change what passes."""
+    for norm in norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.normal_(norm.weight, 1.0, 0.3)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from models import as_if_trained
 from onnx_models import random, save
 from torch import nn
 
@@ -42,12 +43,7 @@ class Blocks(nn.Module):
 def blocks(bias: bool) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(4)
     net = Blocks(bias).eval()
-    for norm in net.norms:
-        assert isinstance(norm, nn.BatchNorm2d)
-        nn.init.normal_(norm.weight, 1.0, 0.3)
-        nn.init.normal_(norm.bias)
-        nn.init.normal_(norm.running_mean)
-        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    as_if_trained(net.norms)
     return net, torch.randn(ROWS, 2, 9, 7)
 
 

@@ -60,6 +60,17 @@ def planned() -> Callable[..., Plan]:
     return make
 
 
+@pytest.fixture
+def updates_apart(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A provider that hands over what it computes, as OpenVINO does, and has its updates on the cpu."""
+    from onnxft.runtime.providers import PROVIDERS, Provider
+
+    monkeypatch.setitem(
+        PROVIDERS, "apart", Provider("apart", "CPUExecutionProvider", ("onnxft[cpu]",), updates_on="cpu")
+    )
+    return "apart"
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, planned: Callable[..., Plan]) -> Callable[..., Path]:
     """exported(factory of models.py, optimizer="adamw", batch_size=16, ...): an artifact, written once a run.

@@ -71,7 +71,7 @@ def run(request: Request) -> tuple[Measurement, dict[str, Array]]:
         provider_requested=placement.requested,
         provider_obtained=placement.obtained,
         nodes=nodes,
-        fallback_nodes=sum(n for name, n in nodes.items() if name != placement.obtained) if nodes else None,
+        fallback_nodes=sum(map(len, fallback.values())) if nodes else None,
         versions=placement.versions,
         build_seconds=build_seconds,
         first_step_seconds=times.first_step,
@@ -136,7 +136,7 @@ def step_nodes(placement: Placement, scenario: Scenario) -> tuple[dict[str, int]
     return dict(nodes), fallback
 
 
-# Below float32 a step runs `gradients` and `update` instead of `train`.
+# A step runs `train`, or `gradients` and `update` (see `updates_apart`).
 _STEP_ROLES: dict[Scenario, tuple[GraphRole, ...]] = {
     "train": ("trunk", "train", "gradients", "update"),
     "cached": ("train", "gradients", "update"),

@@ -64,8 +64,9 @@ def _works(d: Diagnosis) -> str:
 
 
 def _fallen(finding: Finding) -> str:
-    """Nodes of the training step that another provider runs."""
-    nodes = finding.placement.nodes.get("train", {}) if finding.placement else {}
+    """Nodes of the training step that another provider runs, updates apart where that is how the provider works."""
+    placed = finding.placement.nodes if finding.placement else {}
+    nodes = placed.get("train") or placed.get("gradients", {})
     others = {name: n for name, n in nodes.items() if finding.placement and name != finding.placement.obtained}
     if not others:
         return ""

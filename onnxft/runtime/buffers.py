@@ -53,6 +53,8 @@ class BoundStore:
             "parameter": 0, "state": 0, "accumulator": _ZEROS, "statistic": 0, "average": 0,
         }  # fmt: skip
         """Which buffer of each family is current."""
+        self.handed: set[str] = set()
+        """Keys whose current value is no buffer but what a run returned, another each time; see `SplitStore`."""
         for key, value in initial.items():
             if family(key) != "accumulator":
                 self.write(key, value)
@@ -115,6 +117,8 @@ class BoundRunner:
         if sides not in self._bindings:
             self._bindings[sides] = self._bind(), run_options(self._opened, next(_RECORDINGS))
         binding, options = self._bindings[sides]
+        if store.handed:
+            self._bind_handed(binding)
         if not self._opened.captures:
             for name in self._transient:
                 binding.bind_output(name)  # anew, so that a result not yet read is not overwritten
@@ -149,6 +153,13 @@ class BoundRunner:
                 binding.bind_ortvalue_output(name, self._result(name))
         return binding
 
+    def _bind_handed(self, binding: Any) -> None:
+        """Bind addresses, not values: those live no longer than the store wants."""
+        for port in self._graph.inputs:
+            key = key_of(port)
+            if key in self._store.handed:
+                binding.bind_input(port.name, *self._store.device, *_part(port, self._store.current(key)))
+
     def _result(self, name: str) -> Any:
         """The fixed buffer of an output that is read each time, in the shape that the session has worked out."""
         if name not in self._results:
@@ -174,10 +185,10 @@ _ZEROS = -1
 
 
 def _part(port: Port, value: Any) -> tuple[np.dtype[Any], list[int], int]:
-    """Element type, shape and address of the rows of a port within the buffer of the whole."""
-    assert port.rows is not None
+    """Element type, shape and address of what a port reads or writes of a whole: its rows, or all."""
     dtype, shape = np.dtype(port.dtype), [int(d) for d in port.shape]
-    return dtype, shape, value.data_ptr() + port.rows[0] * math.prod(shape[1:]) * dtype.itemsize
+    first = port.rows[0] if port.rows else 0
+    return dtype, shape, value.data_ptr() + first * math.prod(shape[1:]) * dtype.itemsize
 
 
 def _other(side: int) -> int:

@@ -21,10 +21,10 @@ from onnxft.runtime.keys import AVERAGE_SLOT, STATISTIC_SLOT, always_in_place, k
 from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.native_values import on_averages, scalars, sums_of
 from onnxft.runtime.parameter_vector import pack, unpack
-from onnxft.runtime.precision import execution_of, graph_of, require_precision
+from onnxft.runtime.precision import execution_of, graph_of, require_precision, updates_apart
 from onnxft.runtime.providers import provider, runtime
 from onnxft.runtime.sessions import ROUNDING_FUSIONS, OpenSession, open_session, run_options, running
-from onnxft.runtime.values import ValueRunner, ValueStore
+from onnxft.runtime.values import SplitStore, ValueRunner, ValueStore
 
 
 class NativeEngine:
@@ -64,13 +64,8 @@ class NativeEngine:
         self._runners: dict[tuple[str, bool], Runner] = {}
         self.has_averages = self._shows_averages = False
         # Opened before buffers are made: a provider that is not here has no memory either.
-        self._open("train" if self._asked.precision == "float32" else "gradients", self.sizes[0])
-        initial = self._initial()
-        self._store: BoundStore | ValueStore = (
-            BoundStore(initial, device_of(self._asked), always_in_place(graph for _, graph in manifest.every_graph))
-            if provider(self._asked.provider).binding == "bound"
-            else ValueStore(initial)
-        )
+        self._open("gradients" if updates_apart(self._asked) else "train", self.sizes[0])
+        self._store = self._make_store(self._initial())
 
     @property
     def placement(self) -> Placement:
@@ -97,8 +92,8 @@ class NativeEngine:
         return {name: value.numpy() for name, value in results.items()}
 
     def step(self, batch: Arrays, hyper: Hyper) -> Sums:
-        """One optimizer step on one batch: in one run, or below float32 in two, of which the update is in float32."""
-        if self._asked.precision != "float32":
+        """One optimizer step on one batch: in one run, or in two (see `updates_apart`)."""
+        if updates_apart(self._asked):
             sums = self.accumulate(batch)
             self.update(hyper, sums.read()[1])
             return sums
@@ -239,6 +234,14 @@ class NativeEngine:
 
     # ----- helpers -----
 
+    def _make_store(self, initial: Mapping[str, Array]) -> BoundStore | ValueStore:
+        entry, graphs = provider(self._asked.provider), self.manifest.every_graph
+        if entry.updates_on:
+            return SplitStore(initial, fixed=always_in_place(g for role, g in graphs if role in ("update", "average")))
+        if entry.binding == "values":
+            return ValueStore(initial)
+        return BoundStore(initial, device_of(self._asked), always_in_place(graph for _, graph in graphs))
+
     def _require_trainable_only(self, trainable_only: bool) -> None:
         if not trainable_only:
             raise ConfigError(
@@ -288,9 +291,10 @@ class NativeEngine:
             opened, graph = self._open(role, sizes), self._graph(role)
             graph = on_averages(graph) if averages else graph
             self._runners[place] = (
-                BoundRunner(opened, graph, self._store)
-                if isinstance(self._store, BoundStore)
-                else ValueRunner(opened, graph, self._store)
+                ValueRunner(opened, graph, self._store)
+                if isinstance(self._store, ValueStore)
+                or (isinstance(self._store, SplitStore) and opened.provider.binding == "values")
+                else BoundRunner(opened, graph, self._store)
             )
         with running(self._open(role, sizes), role):
             return self._runners[place].run(feeds)

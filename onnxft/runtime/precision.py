@@ -1,8 +1,9 @@
-"""Which precision a provider can do here, and in which one each graph of a training run computes.
+"""Which precision a provider can do here, and how each graph of a training run is executed.
 
 Below float32 only `trunk`, `gradients` and `eval` are computed, as torch's autocast does: parameters, accumulators and
 optimizer state are float32, and so are the graphs `update` and `average`, whose results differ from what they replace
-by less than a lower precision can say. So the fused graph `train` runs in float32 alone.
+by less than a lower precision can say. So the fused graph `train` runs in float32 alone, and on one provider alone:
+another may run the updates (see `Provider.updates_on`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ _LOWERED: tuple[GraphRole, ...] = ("trunk", "gradients", "eval")
 
 def execution_of(role: GraphRole, asked: Execution) -> Execution:
     """How the graph of a role runs where a training run was `asked` for."""
-    return asked if role in _LOWERED else replace(asked, precision="float32")
+    if role in _LOWERED:
+        return asked
+    other = provider(asked.provider).updates_on
+    return Execution(other, threads=asked.threads) if other else replace(asked, precision="float32")
+
+
+def updates_apart(asked: Execution) -> bool:
+    """Whether a step runs `gradients` and `update` instead of `train`."""
+    return asked.precision != "float32" or bool(provider(asked.provider).updates_on)
 
 
 def graph_of(role: GraphRole, manifest: Manifest, asked: Execution) -> GraphFile:

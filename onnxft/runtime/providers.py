@@ -65,6 +65,8 @@ class Provider:
     """Where parameters and state live: the runtime's name of the device's memory."""
     behind: tuple[str, ...] = ()
     """Providers that take the nodes it leaves, before the CPU."""
+    updates_on: str = ""
+    """Provider that runs the graphs `update` and `average`, where it is faster there; both work on the CPU's memory."""
     precisions: tuple[Precision, ...] = ("float32",)
     prefix: str = ""
     """Of its options, where a built-in provider reads them from the session's own."""
@@ -159,6 +161,7 @@ PROVIDERS: dict[str, Provider] = {
             ("onnxft[openvino]", "onnxft[openvino-builtin]"),
             options=_openvino_options,
             plugin="onnxruntime_ep_openvino",
+            updates_on="cpu",  # in place, where OpenVINO makes new tensors, some in other layouts
             precisions=("float32", "bfloat16"),
             lowers_by="option",
             processor_flags=("avx512_bf16", "amx_bf16"),

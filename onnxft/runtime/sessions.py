@@ -241,7 +241,7 @@ def _register_arena() -> None:
 
 def _placed(session: Any, entry: Provider, settings: dict[str, str]) -> OpenSession:
     """The session with what the runtime says about where its nodes are; nothing before onnxruntime 1.24."""
-    names = {p.runtime_name: p.name for p in PROVIDERS.values()}
+    names = {p.runtime_name: p.name for p in (*PROVIDERS.values(), entry)}
     counts: Counter[str] = Counter()
     fallback: dict[str, tuple[str, ...]] = {}
     parts = (

@@ -1,4 +1,7 @@
-"""Tensors between steps as values that runs return, for providers that do not keep to bound buffers."""
+"""Tensors between steps as values that runs return, for providers that do not keep to bound buffers.
+
+Where such a provider computes gradients and another updates, both work on the same memory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxft.manifest import GraphFile
-from onnxft.runtime.buffers import CPU, Device, as_read, ort_value
+from onnxft.runtime.buffers import CPU, BoundStore, Device, as_read, ort_value
 from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.keys import family, key_of
 from onnxft.runtime.sessions import OpenSession
@@ -61,10 +64,36 @@ class ValueStore:
             self.put(key, zeros)
 
 
+class SplitStore(BoundStore):
+    """Buffers for the provider that updates, and of the one that computes gradients the OrtValues that it returned:
+    nothing is copied between the two.
+    """
+
+    def get(self, key: str, rows: Rows = None) -> Any:
+        """A whole tensor, as the graphs read it that are not of updates."""
+        assert rows is None, key
+        return self.current(key)
+
+    def put(self, key: str, value: Any, rows: Rows = None) -> None:
+        """Hold `value` in the place of the buffer."""
+        assert rows is None, key
+        if family(key) == "accumulator":
+            self.sides["accumulator"] = 0  # not the zeros
+        self._buffers[key, self.sides[family(key)]] = value
+        self.handed.add(key)
+
+    def clear_accumulators(self) -> None:
+        """Set every accumulator to zero, and let go of what was handed over."""
+        super().clear_accumulators()
+        for key in [key for key in self.handed if family(key) == "accumulator"]:
+            self.handed.discard(key)
+            del self._buffers[key, 0]
+
+
 class ValueRunner:
     """Runs a graph on OrtValues that it hands from run to run."""
 
-    def __init__(self, opened: OpenSession, graph: GraphFile, store: ValueStore) -> None:
+    def __init__(self, opened: OpenSession, graph: GraphFile, store: ValueStore | SplitStore) -> None:
         """Bind `graph`, open as `opened`, to `store`."""
         self._session, self._store = opened.session, store
         self._reads = [(p.name, key, p.rows) for p in graph.inputs if (key := key_of(p)) is not None]

@@ -25,7 +25,7 @@ from onnxft.step.row_blocks import RowBlock
 from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
 from onnxft.step.select import Selection
 from onnxft.step.step_graph import StepGraph, StepGraphBuilder
-from onnxft.step.updates import Scalars, clip_by_global_norm, clip_by_value
+from onnxft.step.updates import Scalars, clipped_means
 
 
 def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
@@ -139,17 +139,13 @@ def _train_graph(
 def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) -> StepGraph:
     """From accumulated gradients to new parameters, with clipping."""
     update = _without_model("update", forward, selection)
-    op = update.op
-    gradients = {
+    sums = {
         block: update.add_state_input(block, "accumulator", "gradient", f"{name}.accumulator")
         for name in selection.trainable
         for block in update.blocks(name)
     }
-    weight_sum = update.add_scalar("weight_sum", "weight_sum")
-    means = {block: op.Div(g, weight_sum) for block, g in gradients.items()}
-    means = clip_by_value(op, means, update.add_scalar("max_value", "max_value"))
-    means = clip_by_global_norm(op, means, update.add_scalar("max_norm", "max_norm"))
-    _add_update(update, means, selection, optimizer)
+    weight_sum, max_value, max_norm = (update.add_scalar(n, n) for n in ("weight_sum", "max_value", "max_norm"))
+    _add_update(update, clipped_means(update.op, sums, weight_sum, max_value, max_norm), selection, optimizer)
     return update.finish()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import onnx_ir as ir
@@ -97,19 +96,18 @@ def sgd(momentum: float, nesterov: float) -> Update:
     return Update(("momentum_buffer",) if momentum else (), apply)
 
 
-def clip_by_value(op: Op, gradients: Gradients, max_value: ir.Value) -> Gradients:
-    """g' = min(max(g, -a), a), element by element   (torch.nn.utils.clip_grad_value_)"""
-    low = op.Neg(max_value)
-    return {block: op.Clip(g, low, max_value) for block, g in gradients.items()}
+def clipped_means(op: Op, sums: Gradients, weight_sum: ir.Value, max_value: ir.Value, max_norm: ir.Value) -> Gradients:
+    """g · min(1, c / (‖all g‖₂ + 1e-6)) with the mean g = min(max(s / w, -a), a) of each sum s over the weight w
 
-
-def clip_by_global_norm(op: Op, gradients: Gradients, max_norm: ir.Value) -> Gradients:
-    """g' = g · min(1, c / (‖all g‖₂ + 1e-6))   (torch.nn.utils.clip_grad_norm_)"""
-    # OpenVINO leaves a reduction that ends in a scalar to the CPU, and Sum.
-    squares = [op.Squeeze(op.ReduceSumSquare(g, keepdims=1)) for g in gradients.values()]
-    norm = op.Sqrt(reduce(op.Add, squares))
-    factor = op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0)
-    return {block: op.Mul(g, factor) for block, g in gradients.items()}
+    torch.nn.utils.clip_grad_value_, then clip_grad_norm_. Sums are clipped to ±aw and divided with the last factor, in
+    three passes.
+    """
+    high = op.Mul(max_value, weight_sum)
+    low = op.Neg(high)
+    clipped = {block: op.Clip(s, low, high) for block, s in sums.items()}
+    norm = op.Div(op.Sqrt(op.Sum(*(op.ReduceSumSquare(s, keepdims=0) for s in clipped.values()))), weight_sum)
+    factor = op.Div(op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0), weight_sum)
+    return {block: op.Mul(s, factor) for block, s in clipped.items()}
 
 
 def _decayed(op: Op, g: ir.Value, p: ir.Value, scalars: Scalars) -> ir.Value:

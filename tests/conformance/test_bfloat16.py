@@ -197,7 +197,8 @@ def test_a_step_is_gradients_and_update(lowered: str, artifact: Callable[..., Pa
             placement = session.placement
         assert placement.precision == "bfloat16"
         assert set(placement.nodes) == {"gradients", "update"}
-        assert all(max(nodes, key=lambda n: nodes[n]) == lowered for nodes in placement.nodes.values())
+        by = {role: max(nodes, key=lambda n: nodes[n]) for role, nodes in placement.nodes.items()}
+        assert by == {"gradients": lowered, "update": PROVIDERS[lowered].updates_on or lowered}
     assert all(np.array_equal(after[0][n], after[1][n]) for n in after[0])
 
 

@@ -98,6 +98,16 @@ def test_both_ways_of_binding_are_the_same(divided: Path, monkeypatch: pytest.Mo
     assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in expected.items()}
 
 
+def test_updates_on_another_provider_are_the_same(divided: Path, updates_apart: str) -> None:
+    """Bit for bit where the rows of a batch are a power of two."""
+    assert ROWS.bit_count() == 1
+    with onnxft.TrainSession(divided, threads=1) as session:
+        expected = trained(session)
+    with onnxft.TrainSession(divided, updates_apart, threads=1) as session:
+        found = trained(session)
+    assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in expected.items()}
+
+
 def test_what_is_set_is_what_the_blocks_read(divided: Path, tmp_path: Path, execution: Execution) -> None:
     """A checkpoint brings back parameters and state as a whole, in the middle of a run in blocks."""
     first, second = SUBJECT.batches(2)

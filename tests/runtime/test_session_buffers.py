@@ -12,13 +12,13 @@ import pytest
 
 from onnxft.manifest import GraphFile
 from onnxft.runtime import native
-from onnxft.runtime.buffers import BoundRunner, BoundStore
+from onnxft.runtime.buffers import BoundRunner, BoundStore, ort_value
 from onnxft.runtime.engine import Hyper
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.keys import always_in_place
 from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.sessions import OpenSession, open_session
-from onnxft.runtime.values import ValueRunner, ValueStore
+from onnxft.runtime.values import SplitStore, ValueRunner, ValueStore
 
 ROWS = 16
 RNG = np.random.default_rng(40)
@@ -81,11 +81,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordingBinding]]:
     return found
 
 
-def engine(exported: Callable[..., Path], model: str) -> NativeEngine:
+def engine(exported: Callable[..., Path], model: str, provider: str = "cpu") -> NativeEngine:
     from onnxft.runtime.artifact import load_artifact
 
     artifact = exported(model, **({"train_batchnorm": ("bn1", "bn3")} if model == "normed" else {}))
-    return NativeEngine(artifact, load_artifact(artifact), Execution(threads=1))
+    return NativeEngine(artifact, load_artifact(artifact), Execution(provider, threads=1))
 
 
 def hyper(step: int) -> Hyper:
@@ -165,7 +165,40 @@ def test_both_ways_of_binding_are_the_same(
     assert bound == values
 
 
-@pytest.mark.parametrize("store", [BoundStore, ValueStore])
+@MODELS
+def test_updates_on_another_provider_are_the_same(
+    model: str, exported: Callable[..., Path], updates_apart: str
+) -> None:
+    def run(name: str) -> tuple[NativeEngine, dict[str, bytes]]:
+        opened, batch = engine(exported, model, name), BATCHES[model]
+        for step in range(1, 6):
+            opened.accumulate(batch)
+            opened.update(hyper(2 * step - 1), 1.0 * ROWS)
+            opened.accumulate(batch)
+            opened.accumulate(batch)
+            opened.update(hyper(2 * step), 2.0 * ROWS)
+        values = opened.parameters() | opened.state() | opened.buffers() | opened.gradients(batch)[0]
+        return opened, {n: v.tobytes() for n, v in values.items()}
+
+    (apart, found), (_, expected) = run(updates_apart), run("cpu")
+    assert found == expected
+    assert set(apart.placement.nodes) == {"gradients", "update"}
+    assert not apart.placement.fallback
+
+
+def test_what_was_handed_over_can_be_replaced_and_is_let_go() -> None:
+    held = SplitStore({"w": np.ones(3), "w/gradient": np.zeros(3)})
+    handed = ort_value(np.array([1.0, 2.0, 3.0]))
+    held.put("w/gradient", handed)
+    assert held.current("w/gradient") is handed
+    held.write("w/gradient", np.array([4.0, 5.0, 6.0]))  # as processes do that add up theirs
+    assert held.get("w/gradient").numpy().tolist() == [4, 5, 6]
+    held.clear_accumulators()
+    assert held.get("w/gradient").numpy().tolist() == [0, 0, 0]
+    assert not held.handed
+
+
+@pytest.mark.parametrize("store", [BoundStore, ValueStore, SplitStore])
 def test_a_store_hands_out_and_takes_copies(store: type) -> None:
     first, second = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
     held = store({"w": first, "w/gradient": np.zeros(3)})

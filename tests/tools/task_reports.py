@@ -17,10 +17,11 @@ def row(
     precision: str = "float32",
     features: KeptFeatures | None = None,
     difference: float | None = None,
+    opening: float = 1.0,
 ) -> Row:
     times = (0.9 * seconds, seconds, 1.3 * seconds)
     kind = "baseline" if side.startswith(("torch", "ort-training")) else "provider"
-    measured = Measurement(side, side, {}, None, {}, 1.0, 1.0, (), times, memory, 0.5, precision=precision,
+    measured = Measurement(side, side, {}, None, {}, opening, 1.0, (), times, memory, 0.5, precision=precision,
                            features=features)  # fmt: skip
     made = None if floor is None else Floor(floor, seconds / floor)
     numerics = None if difference is None else Numerics("torch", 0.0, difference)

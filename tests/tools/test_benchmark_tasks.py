@@ -382,6 +382,15 @@ def test_kept_features_have_a_table_of_their_own(summary: ModuleType) -> None:
     assert "Kept features" not in summary.summary({"cells-head": [report(TORCH, row("cpu", 0.01))]}, PARTS)
 
 
+def test_the_first_step_is_told_of_every_provider(summary: ModuleType) -> None:
+    rows = [(TORCH, row("cpu", 0.01, opening=opening), failed("openvino", "absent")) for opening in (0.5, 0.75, 1.25)]
+    text = summary.summary({"cells-head": [report(*of_run) for of_run in rows]}, PARTS)
+    _, _, told = text.partition("## First step")
+    assert [line for line in told.splitlines() if line.startswith("| cells-head")] == [
+        "| cells-head | cpu | 0.750 (0.500 to 1.25) | 1.00 (1.00 to 1.00) | 1.75 (1.50 to 2.25) | 2 of 3 |"
+    ]
+
+
 def test_the_best_provider_of_each_precision_stands_out(summary: ModuleType) -> None:
     rows = [
         TORCH, row("torch:bfloat16", 0.060, precision="bfloat16"), row("cpu", 0.030), row("openvino", 0.016),

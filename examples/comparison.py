@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from onnxft.api import GENERATORS
+from onnxft.plan import GENERATORS
 from onnxft.training.metrics import accuracy, balanced_accuracy
 
 CONSOLE = Console(highlight=False)

@@ -27,8 +27,9 @@ ARROWS = {
     "data": {"runtime"},
     "training": {"data", "runtime"},
     "benchmark": {"runtime"},
-    "api": {"graph", "grad", "step", "generators", "exporters", "runtime", "data", "training", "benchmark"},
-    "cli": {"api", "graph", "grad", "runtime", "data", "training", "benchmark"},
+    "plan": {"graph", "step", "generators", "exporters", "data"},
+    "api": {"plan", "runtime", "data", "training", "benchmark"},
+    "cli": {"api", "plan", "graph", "grad", "runtime", "data", "training", "benchmark"},
 }
 BUILD_HALF = {"graph", "grad", "step", "generators", "exporters"}
 PACKAGES = {

@@ -127,8 +127,8 @@ def export(source: str, directory: Path | None, *, dry_run: bool, **options: Any
     A factory returns (torch module, example inputs); a directory is one of Hugging Face; a .onnx file
     needs no torch. Try --dry-run first: it lists every parameter and what the patterns choose.
     """
-    from onnxft.api import plan
     from onnxft.cli.render import artifact_summary, block_list, parameter_table, say
+    from onnxft.plan import plan
 
     written = (
         "batch_size", "generator", "python", "standalone", "additional_outputs", "precision", "frozen_precision",

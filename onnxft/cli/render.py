@@ -15,7 +15,7 @@ from onnxft.memory import size_text
 from onnxft.merge import LORA_A
 
 if TYPE_CHECKING:
-    from onnxft.api import Plan
+    from onnxft.plan import Plan
 
 _MAX_ROWS = 40
 

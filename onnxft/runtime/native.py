@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
-from onnxft.errors import ArtifactError, ConfigError
-from onnxft.manifest import BATCH, PARAMETERS_FILE, SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest, Port, dimension_size
+from onnxft.errors import ConfigError
+from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
 from onnxft.memory import peak_resident_bytes
-from onnxft.runtime.batches import Sizes, combined, pad, sizes_of
-from onnxft.runtime.buffers import BoundRunner, BoundStore, Runner, device_of
+from onnxft.runtime.batches import Sizes, combined, pad
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.execution import Execution
-from onnxft.runtime.keys import AVERAGE_SLOT, STATISTIC_SLOT, always_in_place, key_of
+from onnxft.runtime.graph_runs import GraphRuns
+from onnxft.runtime.keys import AVERAGE_SLOT, STATISTIC_SLOT, key_of
 from onnxft.runtime.loss_scale import LossScale
-from onnxft.runtime.native_values import on_averages, scalars, sums_of
+from onnxft.runtime.native_values import scalars, sums_of
 from onnxft.runtime.parameter_vector import pack, unpack
-from onnxft.runtime.precision import execution_of, graph_of, require_precision, updates_apart
-from onnxft.runtime.providers import provider, runtime
-from onnxft.runtime.sessions import ROUNDING_FUSIONS, OpenSession, open_session, run_options, running
-from onnxft.runtime.values import SplitStore, ValueRunner, ValueStore
+from onnxft.runtime.precision import require_precision, updates_apart
+from onnxft.runtime.providers import provider
 
 
 class NativeEngine:
@@ -41,9 +37,7 @@ class NativeEngine:
         batch_size: int | None = None,
         dimensions: Sizes | None = None,
     ) -> None:
-        """Read the initial parameters; graphs are opened when first needed, the training graph now.
-
-        Each role is a session of the runtime for each size of a dimension. They take turns, so they share an arena.
+        """Read the initial parameters and open the training graph; the other graphs are opened when first needed.
 
         Raises:
             ProviderError: the provider is absent or does not run the graphs.
@@ -55,31 +49,19 @@ class NativeEngine:
         self.weights_in_training = not (manifest.buffers or manifest.loss.scalar)
         self.batch_size = batch_size or manifest.batch_size
         self.sizes = combined(manifest, self.batch_size, dimensions or {})
-        self._directory, self._asked = directory, asked or Execution()
+        self._asked = asked or Execution()
         require_precision(provider(self._asked.provider), self._asked)
         self.loss_scale = LossScale()
         self._scales = self._asked.precision == "float16"
         self._magnitude: Any = None
-        self._sessions: dict[str, OpenSession] = {}
-        self._runners: dict[tuple[str, bool], Runner] = {}
         self.has_averages = self._shows_averages = False
-        # Opened before buffers are made: a provider that is not here has no memory either.
-        self._open("gradients" if updates_apart(self._asked) else "train", self.sizes[0])
-        self._store = self._make_store(self._initial())
+        self._graphs = GraphRuns(directory, manifest, self._asked, self.sizes)
+        self._store = self._graphs.store
 
     @property
     def placement(self) -> Placement:
         """What was asked for and what runs, over the graphs opened so far."""
-        return Placement(
-            requested=self._asked.provider,
-            obtained=self._first.provider.name,
-            nodes={label: dict(opened.nodes) for label, opened in self._sessions.items()},
-            fallback={label: dict(opened.fallback) for label, opened in self._sessions.items() if opened.fallback},
-            precision=self._asked.precision,
-            device=self._asked.device or 0,
-            options=self._first.options,
-            versions={"onnxruntime": runtime().__version__},
-        )
+        return self._graphs.placement
 
     @property
     def peak_bytes(self) -> int | None:
@@ -88,7 +70,7 @@ class NativeEngine:
 
     def features(self, batch: Arrays) -> dict[str, Array]:
         """What the trunk computes of a whole batch's inputs."""
-        results = self._run("trunk", {p.name: batch[p.name] for p in self.manifest.inputs})
+        results = self._graphs.run("trunk", {p.name: batch[p.name] for p in self.manifest.inputs})
         return {name: value.numpy() for name, value in results.items()}
 
     def step(self, batch: Arrays, hyper: Hyper) -> Sums:
@@ -97,20 +79,16 @@ class NativeEngine:
             sums = self.accumulate(batch)
             self.update(hyper, sums.read()[1])
             return sums
-        return sums_of(
-            self._graph("train"),
-            self._run(
-                "train",
-                {**self._with_features(batch), **scalars(self._ports("train"), hyper, self.loss_scale.skipped)},
-            ),
-        )
+        graph = self._graphs.graph("train")
+        feeds = {**self._with_features(batch), **scalars(graph.inputs, hyper, self.loss_scale.skipped)}
+        return sums_of(graph, self._graphs.run("train", feeds))
 
     def accumulate(self, batch: Arrays) -> Sums:
         """Add the gradients of the batch to the accumulators, in float16 times the loss scale."""
         batch = self._with_features(batch)
-        results = self._run("gradients", self.loss_scale.weighted(batch) if self._scales else batch)
+        results = self._graphs.run("gradients", self.loss_scale.weighted(batch) if self._scales else batch)
         self._magnitude = results.get("magnitude")
-        return sums_of(self._graph("gradients"), results, self._scale)
+        return sums_of(self._graphs.graph("gradients"), results, self._scale)
 
     def update(self, hyper: Hyper, weight_sum: float) -> None:
         """One optimizer step from the accumulators over `weight_sum`; empties them.
@@ -119,8 +97,8 @@ class NativeEngine:
         """
         finite = not self._scales or self._agreed(finite=math.isfinite(float(self._magnitude.numpy())))
         if finite:
-            ports, skipped = self._ports("update"), self.loss_scale.skipped
-            self._run("update", scalars(ports, hyper, skipped, weight_sum * self._scale))
+            ports, skipped = self._graphs.graph("update").inputs, self.loss_scale.skipped
+            self._graphs.run("update", scalars(ports, hyper, skipped, weight_sum * self._scale))
         self._clear_accumulators()
         if self._scales:
             self.loss_scale = self.loss_scale.after(finite=finite)
@@ -138,28 +116,22 @@ class NativeEngine:
             scale = scale.after(finite=False)
 
     def _gradients(self, batch: Arrays) -> tuple[dict[str, Array], float]:
-        graph, opened = self._graph("gradients"), self._open("gradients", self._sizes("gradients", batch))
-        feeds = dict(batch)
-        for port in graph.inputs:
-            key = key_of(port)
-            if port.role == "accumulator":
-                feeds[port.name] = np.zeros([int(d) for d in port.shape], port.dtype)
-            elif key is not None:
-                feeds[port.name] = self._store.read(key)
-        with running(opened, "gradients"):
-            values = opened.session.run([p.name for p in graph.outputs], feeds, *run_options(opened))
-        found = dict(zip(graph.outputs, values, strict=True))
-        weight = next(float(v) for p, v in found.items() if p.role == "weight_sum")
-        return {p.parameter: v for p, v in found.items() if p.role == "gradient" and p.parameter}, weight
+        found, ports = self._graphs.run_aside("gradients", batch), self._graphs.graph("gradients").outputs
+        weight = next(float(found[p.name]) for p in ports if p.role == "weight_sum")
+        return {p.parameter: found[p.name] for p in ports if p.role == "gradient" and p.parameter}, weight
 
     def evaluate(self, batch: Arrays) -> Evaluation:
         """Loss and outputs in inference behaviour; fewer rows than a session's are evaluated as they are."""
-        rows, batch = len(batch[SAMPLE_WEIGHTS]), self._with_features(batch)
-        results = self._run("eval", batch) if rows == self.batch_size else self._evaluate_rows(batch, rows)
-        loss_sum, weight_sum, metrics = sums_of(self._graph("eval"), results).read()
-        outputs = {
-            p.name: np.array(results[p.name].numpy()) for p in self._ports("eval", "outputs") if p.role == "output"
-        }
+        rows, batch, averages = len(batch[SAMPLE_WEIGHTS]), self._with_features(batch), self._shows_averages
+        results = (
+            self._graphs.run("eval", batch, averages=averages)
+            if rows == self.batch_size
+            # A loss over the whole batch has no padding.
+            else self._graphs.run_rows("eval", batch, rows, averages=averages)
+        )
+        graph = self._graphs.graph("eval")
+        loss_sum, weight_sum, metrics = sums_of(graph, results).read()
+        outputs = {p.name: np.array(results[p.name].numpy()) for p in graph.outputs if p.role == "output"}
         return Evaluation(loss_sum, weight_sum, metrics, outputs)
 
     def parameters(self, *, copy: bool = True) -> dict[str, Array]:
@@ -194,7 +166,7 @@ class NativeEngine:
 
     def state(self, *, copy: bool = True) -> dict[str, Array]:
         """The optimizer state, keyed `parameter/slot`."""
-        keys = dict.fromkeys(key_of(p) or "" for p in self._ports("train") if p.role == "state")
+        keys = dict.fromkeys(key_of(p) or "" for p in self._graphs.graph("train").inputs if p.role == "state")
         return {key: self._store.read(key, copy=copy) for key in keys}
 
     def set_state(self, values: Arrays) -> None:
@@ -207,7 +179,7 @@ class NativeEngine:
         """average + weight (parameter - average) for each parameter; the first call copies the parameters."""
         if self.has_averages:
             (port,) = self.manifest.graph("average").named("average_weight")
-            self._run("average", {port.name: np.array(weight, port.dtype)})
+            self._graphs.run("average", {port.name: np.array(weight, port.dtype)})
         else:
             self.set_averages(self.parameters(copy=False))
 
@@ -228,19 +200,9 @@ class NativeEngine:
 
     def close(self) -> None:
         """Release sessions and buffers."""
-        self._runners.clear()
-        for opened in self._sessions.values():
-            opened.close()
+        self._graphs.close()
 
     # ----- helpers -----
-
-    def _make_store(self, initial: Mapping[str, Array]) -> BoundStore | ValueStore:
-        entry, graphs = provider(self._asked.provider), self.manifest.every_graph
-        if entry.updates_on:
-            return SplitStore(initial, fixed=always_in_place(g for role, g in graphs if role in ("update", "average")))
-        if entry.binding == "values":
-            return ValueStore(initial)
-        return BoundStore(initial, device_of(self._asked), always_in_place(graph for _, graph in graphs))
 
     def _require_trainable_only(self, trainable_only: bool) -> None:
         if not trainable_only:
@@ -273,97 +235,3 @@ class NativeEngine:
     def _scale(self) -> float:
         """By which the gradient graph's sums are too large."""
         return self.loss_scale.scale if self._scales else 1.0
-
-    def _graph(self, role: GraphRole) -> GraphFile:
-        return graph_of(role, self.manifest, self._asked)
-
-    @property
-    def _first(self) -> OpenSession:
-        return next(iter(self._sessions.values()))
-
-    def _sizes(self, role: GraphRole, feeds: Arrays) -> Mapping[str, int]:
-        return sizes_of(feeds, self._ports(role), self.sizes)
-
-    def _run(self, role: GraphRole, feeds: Arrays) -> dict[str, Any]:
-        sizes, averages = self._sizes(role, feeds), self._shows_averages and role == "eval"
-        place = (self._label(role, sizes), averages)
-        if place not in self._runners:
-            opened, graph = self._open(role, sizes), self._graph(role)
-            graph = on_averages(graph) if averages else graph
-            self._runners[place] = (
-                ValueRunner(opened, graph, self._store)
-                if isinstance(self._store, ValueStore)
-                or (isinstance(self._store, SplitStore) and opened.provider.binding == "values")
-                else BoundRunner(opened, graph, self._store)
-            )
-        with running(self._open(role, sizes), role):
-            return self._runners[place].run(feeds)
-
-    def _evaluate_rows(self, batch: Arrays, rows: int) -> dict[str, Any]:
-        """The evaluation graph on another number of rows, in a session for this one run: a loss over the whole batch
-        has no padding.
-        """
-        graph = self._graph("eval")
-        graph = on_averages(graph) if self._shows_averages else graph
-        feeds = {p.name: batch[p.name] if (key := key_of(p)) is None else self._store.read(key) for p in graph.inputs}
-        opened = self._session("eval", {**self._sizes("eval", batch), BATCH: rows})
-        names = [p.name for p in graph.outputs]
-        values = {n: runtime().OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for n, v in feeds.items()}
-        with running(opened, "eval"):
-            results = opened.session.run_with_ort_values(names, values, *run_options(opened))
-        opened.close()
-        return dict(zip(names, results, strict=True))
-
-    def _open(self, role: GraphRole, sizes: Mapping[str, int]) -> OpenSession:
-        label = self._label(role, sizes)
-        if label not in self._sessions:
-            self._sessions[label] = self._session(role, sizes)
-        return self._sessions[label]
-
-    def _label(self, role: GraphRole, sizes: Mapping[str, int]) -> str:
-        """The role, and behind it the sizes that vary; a graph over parameters alone has none."""
-        fixed = all(isinstance(d, int) for p in self._ports(role) for d in p.shape)
-        varying = {d: n for d, n in sizes.items() if any(s[d] != n for s in self.sizes)}
-        return role if fixed else " ".join([role, *(f"{d}={n}" for d, n in varying.items())])
-
-    def _session(self, role: GraphRole, dimensions: Mapping[str, int]) -> OpenSession:
-        graph = self._graph(role)
-        # A random input may have `batch*sequence` rows, which the runtime takes for another dimension.
-        composed = {d: dimension_size(d, dimensions) for p in graph.inputs for d in p.shape}
-        return open_session(
-            self._directory / graph.file,
-            execution_of(role, self._asked),
-            dimensions={**dimensions, **{d: n for d, n in composed.items() if isinstance(d, str) and n}},
-            shared_arena=True,
-            frozen="float32" if self.manifest.frozen_weights is None else self.manifest.frozen_weights.precision,
-            # What the backward pass reads is computed apart: so must be what it is a copy of.
-            without=ROUNDING_FUSIONS if self._asked.recompute and role in ("train", "gradients") else (),
-            hashes=self.manifest.files,
-        )
-
-    def _ports(self, role: GraphRole, side: str = "inputs") -> tuple[Port, ...]:
-        graph = self._graph(role)
-        return graph.inputs if side == "inputs" else graph.outputs
-
-    def _initial(self) -> dict[str, Array]:
-        """Parameters and running statistics from the file; state and accumulators are zeros."""
-        if PARAMETERS_FILE not in self.manifest.files:  # then nothing has checked it
-            raise ArtifactError(
-                f"the manifest of '{self.manifest.name}' has no sha256 of {PARAMETERS_FILE}. Export the artifact again."
-            )
-        values: dict[str, Array] = dict(load_file(self._directory / PARAMETERS_FILE))
-        expected = {t.name: (t.shape, t.dtype) for t in self.manifest.weights}
-        found = {name: (v.shape, v.dtype.name) for name, v in values.items()}
-        if found != expected:
-            differing = sorted(set(expected.items()) ^ set(found.items()))
-            raise ArtifactError(
-                f"{PARAMETERS_FILE} of '{self.manifest.name}' does not hold the tensors of the manifest, first "
-                f"difference: {differing[0]}. Export the artifact again."
-            )
-        for buffer in self.manifest.buffers:
-            values[f"{buffer.name}/{STATISTIC_SLOT}"] = values.pop(buffer.name)
-        shapes = {p.name: p.shape for p in self.manifest.parameters}
-        for port in (*self._ports("train"), *self._ports("gradients")):
-            if port.role in ("state", "accumulator"):
-                values[key_of(port) or ""] = np.zeros(shapes[port.parameter or ""], port.dtype)
-        return values

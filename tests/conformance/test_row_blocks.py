@@ -12,7 +12,7 @@ from conformance_subjects import ROWS, SUBJECTS
 from tolerances import tolerance
 
 import onnxft
-from onnxft.runtime import native
+from onnxft.runtime import graph_runs
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.values import ValueRunner, ValueStore
@@ -91,8 +91,8 @@ def test_divided_or_not_is_the_same(max_norm: float, execution: Execution, divid
 def test_both_ways_of_binding_are_the_same(divided: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with onnxft.TrainSession(divided, threads=1) as session:
         expected = trained(session)
-    monkeypatch.setattr(native, "BoundStore", ValueStore)
-    monkeypatch.setattr(native, "BoundRunner", ValueRunner)
+    monkeypatch.setattr(graph_runs, "BoundStore", ValueStore)
+    monkeypatch.setattr(graph_runs, "BoundRunner", ValueRunner)
     with onnxft.TrainSession(divided, threads=1) as session:
         found = trained(session)
     assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in expected.items()}

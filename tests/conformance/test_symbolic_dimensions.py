@@ -89,6 +89,6 @@ def test_the_file_has_names_and_a_session_has_sizes(rows: int, length: int, arti
     (port,) = manifest.inputs
     assert port.shape == (BATCH, "sequence", WIDTH)
     engine = NativeEngine(artifact, manifest, Execution(), batch_size=rows, dimensions={"sequence": length})
-    shapes = {i.name: i.shape for i in engine._sessions["train"].session.get_inputs()}
+    shapes = {i.name: i.shape for i in engine._graphs.sessions["train"].session.get_inputs()}
     assert shapes["x"] == [rows, length, WIDTH]
     assert all(isinstance(d, int) for shape in shapes.values() for d in shape)

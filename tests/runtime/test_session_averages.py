@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.files import sha256
 from onnxft.manifest import FILE_NAME
-from onnxft.runtime import native
+from onnxft.runtime import graph_runs
 from onnxft.runtime.buffers import BoundRunner, BoundStore
 from onnxft.runtime.session import TrainSession
 from onnxft.runtime.values import ValueRunner, ValueStore
@@ -89,8 +89,8 @@ def test_a_decay_out_of_range_is_an_error(decay: float, exported: Callable[..., 
 
 def test_both_ways_of_binding_are_the_same(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(store: type, runner: Any) -> dict[str, bytes]:
-        monkeypatch.setattr(native, "BoundStore", store)
-        monkeypatch.setattr(native, "BoundRunner", runner)
+        monkeypatch.setattr(graph_runs, "BoundStore", store)
+        monkeypatch.setattr(graph_runs, "BoundRunner", runner)
         with TrainSession(exported("mlp"), threads=1) as session:
             train(session, range(5))
             with session.averaged():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnxft.manifest import GraphFile
-from onnxft.runtime import native
+from onnxft.runtime import graph_runs
 from onnxft.runtime.buffers import BoundRunner, BoundStore, ort_value
 from onnxft.runtime.engine import Hyper
 from onnxft.runtime.execution import Execution
@@ -77,7 +77,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordingBinding]]:
         session = RecordingSession(opened.session, found.setdefault(path.stem, []))
         return replace(opened, session=session)
 
-    monkeypatch.setattr(native, "open_session", record)
+    monkeypatch.setattr(graph_runs, "open_session", record)
     return found
 
 
@@ -132,8 +132,8 @@ def test_written_in_place_or_not_is_the_same(
             outputs = tuple(replace(p, in_place=p.in_place and in_place) for p in graph.outputs)
             return BoundRunner(opened, replace(graph, outputs=outputs), store)
 
-        monkeypatch.setattr(native, "BoundRunner", runner)
-        monkeypatch.setattr(native, "always_in_place", lambda graphs: always_in_place(graphs) if in_place else ())
+        monkeypatch.setattr(graph_runs, "BoundRunner", runner)
+        monkeypatch.setattr(graph_runs, "always_in_place", lambda graphs: always_in_place(graphs) if in_place else ())
         opened, batch = engine(exported, model), BATCHES[model]
         for step in range(1, 6):
             opened.step(batch, hyper(2 * step - 1))
@@ -150,8 +150,8 @@ def test_both_ways_of_binding_are_the_same(
     model: str, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(store: type, runner: Any) -> dict[str, bytes]:
-        monkeypatch.setattr(native, "BoundStore", store)
-        monkeypatch.setattr(native, "BoundRunner", runner)
+        monkeypatch.setattr(graph_runs, "BoundStore", store)
+        monkeypatch.setattr(graph_runs, "BoundRunner", runner)
         opened, batch = engine(exported, model), BATCHES[model]
         for step in range(1, 6):
             opened.step(batch, hyper(2 * step - 1))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from onnxft.runtime import buffers, native, sessions
+from onnxft.runtime import buffers, graph_runs, sessions
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.engine import Hyper
 from onnxft.runtime.execution import Execution
@@ -140,8 +140,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, exported: Callable[..., Path]) -> Ca
 
         fake = SimpleNamespace(OrtValue=Value, RunOptions=runtime().RunOptions, __version__="9")
         monkeypatch.setattr(buffers, "runtime", lambda: fake)
-        monkeypatch.setattr(native, "runtime", lambda: fake)
-        monkeypatch.setattr(native, "open_session", pretend)
+        monkeypatch.setattr(graph_runs, "runtime", lambda: fake)
+        monkeypatch.setattr(graph_runs, "open_session", pretend)
         artifact = exported(model)
         asked = Execution("cuda", device=DEVICE, options=options)
         return NativeEngine(artifact, load_artifact(artifact), asked), found

@@ -155,10 +155,14 @@ class BoundRunner:
 
     def _bind_handed(self, binding: Any) -> None:
         """Bind addresses, not values: those live no longer than the store wants."""
+        store = self._store
         for port in self._graph.inputs:
-            key = key_of(port)
-            if key in self._store.handed:
-                binding.bind_input(port.name, *self._store.device, *_part(port, self._store.current(key)))
+            if (key := key_of(port)) in store.handed:
+                binding.bind_input(port.name, *store.device, *_part(port, store.current(key)))
+        for port in self._graph.outputs:
+            if (key := key_of(port)) in store.handed:
+                buffer = store.buffer(key, self._target(family(key)))
+                binding.bind_output(port.name, *store.device, *_part(port, buffer))
 
     def _result(self, name: str) -> Any:
         """The fixed buffer of an output that is read each time, in the shape that the session has worked out."""

@@ -36,6 +36,11 @@ class Hyper:
     max_norm: float = float("inf")
     max_value: float = float("inf")
 
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped before the update."""
+        return self.max_norm != float("inf") or self.max_value != float("inf")
+
 
 @dataclass(frozen=True)
 class Sums:

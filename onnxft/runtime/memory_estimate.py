@@ -40,6 +40,8 @@ class Use:
 
     accumulates: bool = False
     """Gradients are added up, clipped or summed, so `gradients` and `update` run instead of `train`."""
+    clips: bool = False
+    """Gradients are clipped."""
     evaluates: bool = False
     averages: bool = False
     saves: bool = False
@@ -141,7 +143,7 @@ class MemoryModel:
         if self._manifest.features:
             roles["trunk"] = True
         if use.accumulates:
-            roles |= {"gradients": True, "update": True}
+            roles |= {"gradients": True, **({"clip": True} if use.clips else {}), "update": True}
         if use.averages and "average" in self._manifest.graphs:
             roles["average"] = True
         if use.evaluates:

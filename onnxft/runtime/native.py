@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxft.errors import ConfigError
-from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
+from onnxft.manifest import SAMPLE_WEIGHTS, GraphRole, Manifest
 from onnxft.memory import peak_resident_bytes
 from onnxft.runtime.batches import Sizes, combined, pad
 from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
@@ -21,6 +21,9 @@ from onnxft.runtime.native_values import scalars, sums_of
 from onnxft.runtime.parameter_vector import pack, unpack
 from onnxft.runtime.precision import require_precision, updates_apart
 from onnxft.runtime.providers import provider
+
+_UPDATE: tuple[GraphRole, ...] = ("update",)
+_CLIPPED_UPDATE: tuple[GraphRole, ...] = ("clip", "update")
 
 
 class NativeEngine:
@@ -97,8 +100,9 @@ class NativeEngine:
         """
         finite = not self._scales or self._agreed(finite=math.isfinite(float(self._magnitude.numpy())))
         if finite:
-            ports, skipped = self._graphs.graph("update").inputs, self.loss_scale.skipped
-            self._graphs.run("update", scalars(ports, hyper, skipped, weight_sum * self._scale))
+            for role in _CLIPPED_UPDATE if hyper.clips else _UPDATE:
+                ports, skipped = self._graphs.graph(role).inputs, self.loss_scale.skipped
+                self._graphs.run(role, scalars(ports, hyper, skipped, weight_sum * self._scale))
         self._clear_accumulators()
         if self._scales:
             self.loss_scale = self.loss_scale.after(finite=finite)

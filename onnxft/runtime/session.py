@@ -138,7 +138,7 @@ class TrainSession(SessionFacts, Exporting):
         if self._pending:
             raise ConfigError("gradients are accumulated: call update() before the next step().")
         hyper = check_rates(self.manifest, self.step_count + 1, lr, weight_decay, max_norm, max_value)
-        if max_norm != math.inf or max_value != math.inf:
+        if hyper.clips:
             result = self.accumulate(batch)
             self.update(lr=lr, weight_decay=weight_decay, max_norm=max_norm, max_value=max_value)
             return result

@@ -25,11 +25,11 @@ from onnxft.step.row_blocks import RowBlock
 from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
 from onnxft.step.select import Selection
 from onnxft.step.step_graph import StepGraph, StepGraphBuilder
-from onnxft.step.updates import Scalars, clipped_means
+from onnxft.step.updates import Scalars, clipped
 
 
 def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
-    """The roles `gradients`, `train`, `update`, `average` and `eval`.
+    """The roles `gradients`, `train`, `clip`, `update`, `average` and `eval`.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
@@ -37,6 +37,7 @@ def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Op
     """
     return {
         **differentiated(forward, selection, loss, optimizer),
+        "clip": _clip_graph(forward, selection),
         "update": _update_graph(forward, selection, optimizer),
         "average": _average_graph(forward, selection),
         "eval": _eval_graph(forward, selection, loss),
@@ -136,16 +137,27 @@ def _train_graph(
     return train.finish()
 
 
+def _clip_graph(forward: Forward, selection: Selection) -> StepGraph:
+    """From accumulated gradients to clipped ones."""
+    clip, whole = _without_model("clip", forward, selection), [RowBlock(name) for name in selection.trainable]
+    sums = {b: clip.add_state_input(b, "accumulator", "gradient", f"{b.parameter}.accumulator") for b in whole}
+    weight_sum, max_value, max_norm = (clip.add_scalar(n, n) for n in ("weight_sum", "max_value", "max_norm"))
+    for block, g in clipped(clip.op, sums, weight_sum, max_value, max_norm).items():
+        clip.add_state_output(g, block, "gradient", "gradient", f"{block.parameter}.gradient")
+    return clip.finish()
+
+
 def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) -> StepGraph:
-    """From accumulated gradients to new parameters, with clipping."""
+    """From accumulated gradients to new parameters."""
     update = _without_model("update", forward, selection)
     sums = {
         block: update.add_state_input(block, "accumulator", "gradient", f"{name}.accumulator")
         for name in selection.trainable
         for block in update.blocks(name)
     }
-    weight_sum, max_value, max_norm = (update.add_scalar(n, n) for n in ("weight_sum", "max_value", "max_norm"))
-    _add_update(update, clipped_means(update.op, sums, weight_sum, max_value, max_norm), selection, optimizer)
+    part = update.op.Reciprocal(update.add_scalar("weight_sum", "weight_sum"))
+    means = {block: update.op.Mul(g, part) for block, g in sums.items()}
+    _add_update(update, means, selection, optimizer)
     return update.finish()
 
 

@@ -96,18 +96,17 @@ def sgd(momentum: float, nesterov: float) -> Update:
     return Update(("momentum_buffer",) if momentum else (), apply)
 
 
-def clipped_means(op: Op, sums: Gradients, weight_sum: ir.Value, max_value: ir.Value, max_norm: ir.Value) -> Gradients:
-    """g · min(1, c / (‖all g‖₂ + 1e-6)) with the mean g = min(max(s / w, -a), a) of each sum s over the weight w
+def clipped(op: Op, sums: Gradients, weight_sum: ir.Value, max_value: ir.Value, max_norm: ir.Value) -> Gradients:
+    """w clip(s / w) of sums s over the weight w: clip(g) = m · min(1, c / (‖all m‖₂ + 1e-6)), m = min(max(g, -a), a)
 
-    torch.nn.utils.clip_grad_value_, then clip_grad_norm_. Sums are clipped to ±aw and divided with the last factor, in
-    three passes.
+    torch.nn.utils.clip_grad_value_, then clip_grad_norm_, in three passes.
     """
     high = op.Mul(max_value, weight_sum)
     low = op.Neg(high)
-    clipped = {block: op.Clip(s, low, high) for block, s in sums.items()}
-    norm = op.Div(op.Sqrt(op.Sum(*(op.ReduceSumSquare(s, keepdims=0) for s in clipped.values()))), weight_sum)
-    factor = op.Div(op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0), weight_sum)
-    return {block: op.Mul(s, factor) for block, s in clipped.items()}
+    within = {block: op.Clip(s, low, high) for block, s in sums.items()}
+    norm = op.Div(op.Sqrt(op.Sum(*(op.ReduceSumSquare(s, keepdims=0) for s in within.values()))), weight_sum)
+    factor = op.Min(op.Div(max_norm, op.Add(norm, 1e-6)), 1.0)
+    return {block: op.Mul(s, factor) for block, s in within.items()}
 
 
 def _decayed(op: Op, g: ir.Value, p: ir.Value, scalars: Scalars) -> ir.Value:

@@ -148,9 +148,10 @@ class Expected:
 
     def _estimate(self, model: MemoryModel, config: TrainConfig) -> MemoryEstimate:
         batch = config.batch_size or self.manifest.batch_size
+        clips = config.clip_norm is not None or config.clip_value is not None
         use = Use(
-            accumulates=config.accumulate > 1 or self.processes > 1 or config.precision != "float32"
-            or config.clip_norm is not None or config.clip_value is not None,
+            accumulates=clips or config.accumulate > 1 or self.processes > 1 or config.precision != "float32",
+            clips=clips,
             evaluates=True, averages=config.ema is not None, saves=True, read_ahead=AHEAD * config.workers,
             recompute=self.manifest.recomputes(config.recomputes),
         )  # fmt: skip

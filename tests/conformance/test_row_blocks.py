@@ -98,13 +98,14 @@ def test_both_ways_of_binding_are_the_same(divided: Path, monkeypatch: pytest.Mo
     assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in expected.items()}
 
 
-def test_updates_on_another_provider_are_the_same(divided: Path, updates_apart: str) -> None:
+@pytest.mark.parametrize("max_norm", [math.inf, 0.05])
+def test_updates_on_another_provider_are_the_same(max_norm: float, divided: Path, updates_apart: str) -> None:
     """Bit for bit where the rows of a batch are a power of two."""
     assert ROWS.bit_count() == 1
     with onnxft.TrainSession(divided, threads=1) as session:
-        expected = trained(session)
+        expected = trained(session, max_norm)
     with onnxft.TrainSession(divided, updates_apart, threads=1) as session:
-        found = trained(session)
+        found = trained(session, max_norm)
     assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in expected.items()}
 
 

@@ -96,11 +96,12 @@ def test_batches_of_several_sizes_train_as_padded_ones(text_artifact: Callable[[
         assert set(session.placement.nodes) == {"train sequence=12"}
         found = run(session, lambda batch: batch)
         assert set(session.placement.nodes) == {
-            *(f"{role} sequence={n}" for role in ("train", "gradients", "eval") for n in SIZES), "update", "average",
+            *(f"{role} sequence={n}" for role in ("train", "gradients", "eval") for n in SIZES),
+            "clip", "update", "average",
         }  # fmt: skip
     with TrainSession(artifact, threads=1, dimensions={"sequence": 12}) as session:
         expected = run(session, padded)
-        assert set(session.placement.nodes) == {"train", "gradients", "eval", "update", "average"}
+        assert set(session.placement.nodes) == {"train", "gradients", "eval", "clip", "update", "average"}
     assert found.keys() == expected.keys()
     # AdamW makes whole steps of a gradient that is rounding: softmax does not see the bias of the keys.
     noise = [n for n in found if n.startswith("key.bias")]

@@ -12,7 +12,7 @@ from onnxft.graph.builder import add_input, builder
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import Optimizer
-from onnxft.step.build import _update_graph
+from onnxft.step.build import _clip_graph, _update_graph
 from onnxft.step.optimizers import describe_optimizer
 from onnxft.step.select import select
 from onnxft.step.step_graph import StepGraph
@@ -23,27 +23,36 @@ WEIGHT_SUM = 7.0
 INF = float("inf")
 
 
-def update_graph(optimizer: Optimizer, dtype: str) -> StepGraph:
-    """The `update` graph of parameters of the SHAPES; it needs nothing of a model but their names."""
+def named(dtype: str) -> Forward:
+    """Parameters of the SHAPES; what is tested needs nothing of a model but their names."""
     empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}), ir_version=IR_VERSION)
     tensors = tuple(Tensor(name, shape, dtype, "parameter") for name, shape in SHAPES.items())
-    forward = Forward("m", empty, empty, tensors, (), ())
+    return Forward("m", empty, empty, tensors, (), ())
+
+
+def update_graph(optimizer: Optimizer, dtype: str) -> StepGraph:
+    forward = named(dtype)
     return _update_graph(forward, select(forward), optimizer)
 
 
 class Updates:
-    """Runs an update graph step after step on one of the two evaluators."""
+    """Runs the graphs `clip` and `update` step after step on one of the two evaluators."""
 
-    def __init__(self, graph: StepGraph, values: dict[str, np.ndarray], dtype: str) -> None:
+    def __init__(self, optimizer: Optimizer, values: dict[str, np.ndarray], dtype: str) -> None:
+        forward = named(dtype)
+        self.clip, self.update = _clip_graph(forward, select(forward)), update_graph(optimizer, dtype)
+        self.dtype, self.count, self.values = np.dtype(dtype), 0, dict(values)
+        self.state = {p.name: np.zeros(p.shape, dtype) for p in self.update.inputs if p.role == "state"}
+
+    def run(self, graph: StepGraph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         proto = ir.to_proto(graph.model)
-        if dtype == "float32":
+        feeds = {p.name: feeds[p.name] for p in graph.inputs}
+        if self.dtype == np.float32:
             session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-            self.run = session.run
+            values = session.run(None, feeds)
         else:
-            self.run = ReferenceEvaluator(proto).run
-        self.graph, self.dtype, self.count = graph, np.dtype(dtype), 0
-        self.values = dict(values)
-        self.state = {p.name: np.zeros(p.shape, dtype) for p in graph.inputs if p.role == "state"}
+            values = ReferenceEvaluator(proto).run(None, feeds)
+        return {p.name: np.asarray(value) for p, value in zip(graph.outputs, values, strict=True)}
 
     def step(self, sums: dict[str, np.ndarray], lr: float, decay: float, max_norm: float, max_value: float) -> None:
         self.count += 1
@@ -51,11 +60,14 @@ class Updates:
             "weight_sum": WEIGHT_SUM, "lr.default": lr, "weight_decay.default": decay, "step": self.count,
             "max_norm": max_norm, "max_value": max_value,
         }  # fmt: skip
-        feeds = {p.name: np.array(scalars[p.name], self.dtype) for p in self.graph.inputs if p.name in scalars}
-        feeds |= {f"{name}.accumulator": value for name, value in sums.items()} | self.values | self.state
-        found = dict(zip([p.name for p in self.graph.outputs], self.run(None, feeds), strict=True))
-        self.values = {name: np.asarray(found[f"{name}.new"]) for name in self.values}
-        self.state = {name: np.asarray(found[f"{name}.new"]) for name in self.state}
+        feeds = {name: np.array(value, self.dtype) for name, value in scalars.items()} | self.values | self.state
+        if max_norm != INF or max_value != INF:
+            given = {f"{name}.accumulator": value for name, value in sums.items()}
+            clipped = self.run(self.clip, feeds | given)
+            sums = {name: clipped[f"{name}.gradient"] for name in sums}
+        found = self.run(self.update, feeds | {f"{name}.accumulator": value for name, value in sums.items()})
+        self.values = {name: found[f"{name}.new"] for name in self.values}
+        self.state = {name: found[f"{name}.new"] for name in self.state}
 
 
 def normal(rng: np.random.Generator, dtype: str) -> dict[str, np.ndarray]:
@@ -93,7 +105,7 @@ def test_25_steps_equal_torch(
     rng = np.random.default_rng(11)
     values = normal(rng, dtype)
     optimizer = describe_optimizer(kind, options, decay)
-    updates = Updates(update_graph(optimizer, dtype), values, dtype)
+    updates = Updates(optimizer, values, dtype)
     parameters = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
     reference = _torch_optimizer(kind, list(parameters.values()), optimizer)
     for step in range(25):
@@ -162,7 +174,7 @@ def test_bias_corrections_keep_the_precision_of_float32(step: int) -> None:
 
 def test_an_optimizer_without_state_has_no_step_input() -> None:
     assert {p.role for p in update_graph(describe_optimizer("sgd"), "float32").inputs} == {
-        "parameter", "accumulator", "weight_sum", "max_norm", "max_value", "lr", "weight_decay",
+        "parameter", "accumulator", "weight_sum", "lr", "weight_decay",
     }  # fmt: skip
 
 

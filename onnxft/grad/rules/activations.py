@@ -99,15 +99,14 @@ def erf(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Gelu")
 def gelu(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x Φ(x)      dx = dy * (Φ(x) + x φ(x)), Φ = (1 - erf(u)) / 2, φ = exp(-u²) / sqrt(2 pi), u = -x / sqrt(2)
+    """y = x Φ(x)      dx = dy * (Φ(x) + x φ(x)) = dy / 2 * (1 - (erf(u) + 2 u exp(-u²) / sqrt(pi))), u = -x / sqrt(2)
 
     Nothing is read but x. The sign of u keeps a runtime from reading the erf of the forward pass, kept until now.
     """
     (x,) = node.inputs
     u = op.Mul(x, -math.sqrt(0.5))
-    below = op.Mul(op.Sub(1.0, op.Erf(u)), 0.5)
-    bell = op.Mul(op.Exp(op.Neg(op.Mul(u, u))), 1.0 / math.sqrt(2.0 * math.pi))
-    return (op.Mul(dy, op.Add(below, op.Mul(x, bell))),)
+    bell = op.Exp(op.Sub(math.log(2.0 / math.sqrt(math.pi)), op.Mul(u, u)))
+    return (op.Mul(op.Mul(dy, 0.5), op.Sub(1.0, op.Add(op.Erf(u), op.Mul(u, bell)))),)
 
 
 @vjp("Softplus")

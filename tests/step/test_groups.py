@@ -14,7 +14,6 @@ from onnxft.errors import ConfigError, SelectionError
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import ParameterGroup
-from onnxft.step.build import _update_graph
 from onnxft.step.optimizers import describe_optimizer
 from onnxft.step.select import select
 
@@ -92,14 +91,8 @@ class GroupUpdates(Updates):
     """With the rate and decay of each group, halved at every second step."""
 
     def step_groups(self, sums: dict[str, np.ndarray], factor: float) -> None:
-        scalars = {f"lr.{g}": x * factor for g, x in LRS.items()} | {f"weight_decay.{g}": x for g, x in DECAYS.items()}
-        self.count += 1
-        scalars |= {"weight_sum": WEIGHT_SUM, "step": self.count, "max_norm": INF, "max_value": INF}
-        feeds = {p.name: np.array(scalars[p.name], self.dtype) for p in self.graph.inputs if p.name in scalars}
-        feeds |= {f"{name}.accumulator": value for name, value in sums.items()} | self.values | self.state
-        found = dict(zip([p.name for p in self.graph.outputs], self.run(None, feeds), strict=True))
-        self.values = {name: np.asarray(found[f"{name}.new"]) for name in self.values}
-        self.state = {name: np.asarray(found[f"{name}.new"]) for name in self.state}
+        rates = {f"lr.{g}": x * factor for g, x in LRS.items()}
+        self.advance(sums, rates | {f"weight_decay.{g}": x for g, x in DECAYS.items()})
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "lion"])
@@ -111,7 +104,7 @@ def test_8_steps_equal_torchs_groups(kind: str) -> None:
     rng = np.random.default_rng(3)
     values = normal(rng, "float64")
     optimizer = describe_optimizer(kind, {"momentum": 0.9} if kind == "sgd" else None)
-    updates = GroupUpdates(_update_graph(forward, selection, optimizer), values, "float64")
+    updates = GroupUpdates(forward, selection, optimizer, values)
     parameters = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
     reference = [_torch_optimizer(kind, [p], optimizer) for p in parameters.values()]
     for made, name in zip(reference, parameters, strict=True):

@@ -14,13 +14,14 @@ from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import Optimizer
 from onnxft.step.build import _clip_graph, _update_graph
 from onnxft.step.optimizers import describe_optimizer
-from onnxft.step.select import select
+from onnxft.step.select import Selection, select
 from onnxft.step.step_graph import StepGraph
 from onnxft.step.updates import _bias_corrections
 
 SHAPES = {"a.weight": (3, 5), "a.bias": (3,), "b.scale": ()}
 WEIGHT_SUM = 7.0
 INF = float("inf")
+Arrays = dict[str, np.ndarray]
 
 
 def named(dtype: str) -> Forward:
@@ -30,21 +31,30 @@ def named(dtype: str) -> Forward:
     return Forward("m", empty, empty, tensors, (), ())
 
 
-def update_graph(optimizer: Optimizer, dtype: str) -> StepGraph:
-    forward = named(dtype)
-    return _update_graph(forward, select(forward), optimizer)
-
-
 class Updates:
     """Runs the graphs `clip` and `update` step after step on one of the two evaluators."""
 
-    def __init__(self, optimizer: Optimizer, values: dict[str, np.ndarray], dtype: str) -> None:
-        forward = named(dtype)
-        self.clip, self.update = _clip_graph(forward, select(forward)), update_graph(optimizer, dtype)
-        self.dtype, self.count, self.values = np.dtype(dtype), 0, dict(values)
-        self.state = {p.name: np.zeros(p.shape, dtype) for p in self.update.inputs if p.role == "state"}
+    def __init__(self, forward: Forward, selection: Selection, optimizer: Optimizer, values: Arrays) -> None:
+        self.clip, self.update = _clip_graph(forward, selection), _update_graph(forward, selection, optimizer)
+        self.dtype, self.count, self.values = np.dtype(forward.tensors[0].dtype), 0, dict(values)
+        self.state = {p.name: np.zeros(p.shape, self.dtype) for p in self.update.inputs if p.role == "state"}
 
-    def run(self, graph: StepGraph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def step(self, sums: Arrays, lr: float, decay: float, max_norm: float, max_value: float) -> None:
+        scalars = {"lr.default": lr, "weight_decay.default": decay, "max_norm": max_norm, "max_value": max_value}
+        self.advance(sums, scalars, clips=max_norm != INF or max_value != INF)
+
+    def advance(self, sums: Arrays, scalars: dict[str, float], *, clips: bool = False) -> None:
+        self.count += 1
+        scalars = {"weight_sum": WEIGHT_SUM, "step": self.count, **scalars}
+        feeds = {name: np.array(value, self.dtype) for name, value in scalars.items()} | self.values | self.state
+        if clips:
+            clipped = self.run(self.clip, feeds | {f"{name}.accumulator": value for name, value in sums.items()})
+            sums = {name: clipped[f"{name}.gradient"] for name in sums}
+        found = self.run(self.update, feeds | {f"{name}.accumulator": value for name, value in sums.items()})
+        self.values = {name: found[f"{name}.new"] for name in self.values}
+        self.state = {name: found[f"{name}.new"] for name in self.state}
+
+    def run(self, graph: StepGraph, feeds: Arrays) -> Arrays:
         proto = ir.to_proto(graph.model)
         feeds = {p.name: feeds[p.name] for p in graph.inputs}
         if self.dtype == np.float32:
@@ -53,21 +63,6 @@ class Updates:
         else:
             values = ReferenceEvaluator(proto).run(None, feeds)
         return {p.name: np.asarray(value) for p, value in zip(graph.outputs, values, strict=True)}
-
-    def step(self, sums: dict[str, np.ndarray], lr: float, decay: float, max_norm: float, max_value: float) -> None:
-        self.count += 1
-        scalars = {
-            "weight_sum": WEIGHT_SUM, "lr.default": lr, "weight_decay.default": decay, "step": self.count,
-            "max_norm": max_norm, "max_value": max_value,
-        }  # fmt: skip
-        feeds = {name: np.array(value, self.dtype) for name, value in scalars.items()} | self.values | self.state
-        if max_norm != INF or max_value != INF:
-            given = {f"{name}.accumulator": value for name, value in sums.items()}
-            clipped = self.run(self.clip, feeds | given)
-            sums = {name: clipped[f"{name}.gradient"] for name in sums}
-        found = self.run(self.update, feeds | {f"{name}.accumulator": value for name, value in sums.items()})
-        self.values = {name: found[f"{name}.new"] for name in self.values}
-        self.state = {name: found[f"{name}.new"] for name in self.state}
 
 
 def normal(rng: np.random.Generator, dtype: str) -> dict[str, np.ndarray]:
@@ -105,7 +100,8 @@ def test_25_steps_equal_torch(
     rng = np.random.default_rng(11)
     values = normal(rng, dtype)
     optimizer = describe_optimizer(kind, options, decay)
-    updates = Updates(optimizer, values, dtype)
+    forward = named(dtype)
+    updates = Updates(forward, select(forward), optimizer, values)
     parameters = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
     reference = _torch_optimizer(kind, list(parameters.values()), optimizer)
     for step in range(25):
@@ -173,7 +169,8 @@ def test_bias_corrections_keep_the_precision_of_float32(step: int) -> None:
 
 
 def test_an_optimizer_without_state_has_no_step_input() -> None:
-    assert {p.role for p in update_graph(describe_optimizer("sgd"), "float32").inputs} == {
+    forward = named("float32")
+    assert {p.role for p in _update_graph(forward, select(forward), describe_optimizer("sgd")).inputs} == {
         "parameter", "accumulator", "weight_sum", "lr", "weight_decay",
     }  # fmt: skip
 

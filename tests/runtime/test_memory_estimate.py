@@ -73,6 +73,17 @@ def test_the_tensors_that_live_between_steps(use: Use, expected: dict[str, int],
     assert estimate.guessed == 0
 
 
+def test_clipping_takes_memory_of_its_own(exported: Callable[..., Path]) -> None:
+    """A graph more, in which all gradients lie beside the clipped ones until their norm is known."""
+    made, _ = model(exported("mlp"))
+    plain, clipped = (
+        made.estimate([{"batch": 1}], Use(accumulates=True, clips=clips)).parts for clips in (False, True)
+    )
+    assert clipped["open graphs"] > plain["open graphs"]
+    assert clipped[ACTIVATIONS] > plain[ACTIVATIONS]
+    assert clipped["gradients"] == plain["gradients"] == 2 * MLP
+
+
 def test_activations_grow_with_the_batch_and_tensors_do_not(exported: Callable[..., Path]) -> None:
     made, _ = model(exported("convnet"))
     small, large = (made.estimate([{"batch": rows}]).parts for rows in (16, 256))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxft.data.preprocess import prepare
+from onnxft.data.prepare import prepare
 from onnxft.plan import Plan, plan
 from onnxft.runtime.session import TrainSession
 

@@ -1,7 +1,6 @@
 """The manifest of an artifact: the only thing that the build half and the run half share.
 
-Plain frozen dataclasses, written to and read from `manifest.json`. Reading validates types
-(msgspec) and then the relations that types cannot say (`Manifest.check`).
+Plain frozen dataclasses; `manifest_file.py` reads and writes them.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.frozen_weights import FrozenWeights
@@ -351,40 +347,3 @@ class Manifest:
     def parameter_group(self, name: str) -> ParameterGroup:
         """Rate and decay of a group."""
         return next((g for g in self.parameter_groups if g.name == name), ParameterGroup(name))
-
-    def to_json(self) -> bytes:
-        """Indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str = FILE_NAME) -> Manifest:
-        """Decode and check; ArtifactError names the field that does not fit."""
-        try:
-            values = msgspec.json.decode(data)
-            version = values.get("schema_version") if isinstance(values, dict) else None
-            if version != SCHEMA_VERSION:
-                raise ArtifactError(
-                    f"{where} has schema version {version!r}; this onnxft reads version {SCHEMA_VERSION}. "
-                    "Export the artifact again, or install the onnxft release that wrote it."
-                )
-            manifest = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, RecursionError) as err:
-            raise ArtifactError(f"{where} is not a manifest of onnxft: {err}. Export the artifact again.") from err
-        manifest.check(where)
-        return manifest
-
-    @classmethod
-    def load(cls, directory: Path) -> Manifest:
-        """Read `manifest.json` of an artifact directory; ArtifactError where it is missing or does not fit."""
-        path = directory / FILE_NAME
-        if not path.is_file():
-            hint = "the directory does not exist" if not directory.is_dir() else f"it holds no {FILE_NAME}"
-            raise ArtifactError(f"'{directory}' is not an artifact: {hint}. Make one with `onnxft export`.")
-        return cls.from_json(path.read_bytes(), str(path))
-
-    def check(self, where: str = FILE_NAME) -> None:
-        """Relations that types cannot say."""
-        from onnxft.manifest_check import problems
-
-        for problem in problems(self):
-            raise ArtifactError(f"{where}: {problem}. Export the artifact again.")

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "onnxft"
 
 OPEN_TO_ALL = {
-    "errors", "manifest", "files", "frozen_weights", "manifest_check", "memory", "merge", "named_code",
-    "ort_training_environment", "step_work", "tensor_file", "yaml_file",
+    "arrays", "errors", "manifest", "files", "frozen_weights", "manifest_check", "manifest_file", "memory", "merge",
+    "named_code", "ort_training_environment", "step_work", "tensor_file", "yaml_file",
 }  # fmt: skip
 ARROWS = {
     # part: parts that it may import
@@ -130,6 +131,35 @@ def test_imports_follow_the_arrows(file: str) -> None:
 )  # fmt: skip
 def test_the_walker_finds_planted_faults(file: str, source: str, wrong: list[str]) -> None:
     assert wrong_arrows(file, source) == wrong
+
+
+def imported_files(file: str, known: dict[str, Path]) -> set[str]:
+    """The files of the package that one of them imports, for types alone and inside functions too."""
+    found = set()
+    for name in imports(ast.parse(known[file].read_text(encoding="utf-8"))):
+        place = "/".join(name.split(".")[1:])
+        found |= {f for f in (f"{place}.py", f"{place.rpartition('/')[0]}.py") if f in known}
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    known = files()
+    TopologicalSorter({file: imported_files(file, known) for file in known}).prepare()  # CycleError names the circle
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    sources = {
+        "runtime/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from onnxft.runtime.b import B",
+        "runtime/b.py": "def f():\n    from onnxft import c",
+        "c.py": "import onnxft.runtime.a",
+        "d.py": "from onnxft.runtime.b import B",
+    }
+    known = {file: tmp_path / file.replace("/", "_") for file in sources}
+    for file, source in sources.items():
+        known[file].write_text(source, encoding="utf-8")
+    assert imported_files("d.py", known) == {"runtime/b.py"}
+    with pytest.raises(CycleError, match=r"runtime/a\.py"):
+        TopologicalSorter({file: imported_files(file, known) for file in known}).prepare()
 
 
 def test_no_file_has_more_than_400_lines() -> None:

@@ -23,6 +23,7 @@ from onnxft.manifest import (
     ParameterGroup,
     Port,
 )
+from onnxft.manifest_file import check_manifest, manifest_json, parse_manifest, read_manifest
 from onnxft.merge import LORA_A, LORA_B, Merge
 from onnxft.step_work import Amount, StepWork
 
@@ -77,8 +78,8 @@ FULL = Manifest(
 
 
 def test_json_goes_both_ways() -> None:
-    assert Manifest.from_json(FULL.to_json()) == FULL
-    assert Manifest.from_json(FULL.to_json()).to_json() == FULL.to_json()
+    assert parse_manifest(manifest_json(FULL)) == FULL
+    assert manifest_json(parse_manifest(manifest_json(FULL))) == manifest_json(FULL)
 
 
 def test_what_is_derived() -> None:
@@ -93,10 +94,10 @@ def test_what_is_derived() -> None:
 
 
 def test_a_manifest_of_before_still_reads() -> None:
-    values = json.loads(FULL.to_json())
+    values = json.loads(manifest_json(FULL))
     del values["parameter_groups"], values["work"], values["work_from_features"]
     values["loss"] = {"kind": "cross_entropy", "output": "output", "num_classes": 5}
-    old = Manifest.from_json(json.dumps(values).encode())
+    old = parse_manifest(json.dumps(values).encode())
     assert old.loss == Loss("cross_entropy", "output", 5)
     assert (old.work, old.work_from_features) == (None, None)
     assert old.parameter_group("head") == ParameterGroup("head", 1.0, None)
@@ -218,38 +219,38 @@ def in_blocks(*rows: list[int]) -> Callable[[dict[str, Any]], Any]:
     ],
 )
 def test_what_does_not_fit_names_the_field(change: Callable[[dict[str, Any]], Any], words: str) -> None:
-    values = json.loads(FULL.to_json())
+    values = json.loads(manifest_json(FULL))
     change(values)
     with pytest.raises(ArtifactError) as err:
-        Manifest.from_json(json.dumps(values).encode(), "here.json")
+        parse_manifest(json.dumps(values).encode(), "here.json")
     assert words in str(err.value)
     assert "here.json" in str(err.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", FULL.to_json()[:-20]])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", manifest_json(FULL)[:-20]])
 def test_what_is_no_json_is_an_error(data: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"here\.json"):
-        Manifest.from_json(data, "here.json")
+        parse_manifest(data, "here.json")
 
 
 def test_a_directory_without_manifest_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="the directory does not exist"):
-        Manifest.load(tmp_path / "missing")
+        read_manifest(tmp_path / "missing")
     with pytest.raises(ArtifactError, match=r"it holds no manifest.json. Make one with `onnxft export`"):
-        Manifest.load(tmp_path)
-    (tmp_path / "manifest.json").write_bytes(FULL.to_json())
-    assert Manifest.load(tmp_path) == FULL
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(manifest_json(FULL))
+    assert read_manifest(tmp_path) == FULL
 
 
 def test_a_manifest_that_is_wrong_is_not_written() -> None:
     with pytest.raises(ArtifactError, match="batch_size is 0"):
-        replace(FULL, batch_size=0).check()
+        check_manifest(replace(FULL, batch_size=0))
 
 
 def test_half_precision_has_graphs_of_its_own() -> None:
     lowered = GraphFile("train.float16.onnx", precision="float16")
     manifest = replace(FULL, half={"float16": {"train": lowered}}, files={**FULL.files, lowered.file: "0"})
-    read = Manifest.from_json(manifest.to_json())
+    read = parse_manifest(manifest_json(manifest))
     assert read == manifest
     assert read.graph("train", "float16") == lowered
     assert read.graph("train") == FULL.graph("train")
@@ -286,7 +287,7 @@ def both_kinds() -> Manifest:
 def test_graphs_that_compute_activations_again_stand_beside_the_others(
     role: Any, precision: Any, recompute: bool, file: str
 ) -> None:
-    manifest = Manifest.from_json(both_kinds().to_json())
+    manifest = parse_manifest(manifest_json(both_kinds()))
     assert manifest == both_kinds()
     assert manifest.graph(role, precision, recompute=recompute).file == file
     assert file in [graph.file for _, graph in manifest.every_graph]
@@ -326,26 +327,26 @@ def test_who_recomputes(asked: bool | None, both: bool, plain: bool | None) -> N
     ],
 )
 def test_kinds_of_graphs_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], Any], words: str) -> None:
-    values = json.loads(both_kinds().to_json())
+    values = json.loads(manifest_json(both_kinds()))
     change(values)
     with pytest.raises(ArtifactError) as err:
-        Manifest.from_json(json.dumps(values).encode())
+        parse_manifest(json.dumps(values).encode())
     assert words in str(err.value)
 
 
 def test_where_results_may_be_written_is_each_graph_s_own() -> None:
-    values = json.loads(both_kinds().to_json())
+    values = json.loads(manifest_json(both_kinds()))
     values["recomputed"]["float32"]["train"]["outputs"][1]["in_place"] = True
-    manifest = Manifest.from_json(json.dumps(values).encode())
+    manifest = parse_manifest(json.dumps(values).encode())
     assert manifest.graph("train", recompute=True).outputs[1].in_place
     assert not manifest.graph("train").outputs[1].in_place
 
 
 def test_a_manifest_without_half_precision_is_read() -> None:
     """As those written before there was any."""
-    fields = json.loads(FULL.to_json())
+    fields = json.loads(manifest_json(FULL))
     del fields["half"]
-    assert Manifest.from_json(json.dumps(fields).encode()) == FULL
+    assert parse_manifest(json.dumps(fields).encode()) == FULL
 
 
 @pytest.mark.parametrize(
@@ -358,4 +359,4 @@ def test_a_manifest_without_half_precision_is_read() -> None:
 def test_half_precision_graphs_are_checked(graph: GraphFile, words: str) -> None:
     manifest = replace(FULL, half={"float16": {"train": graph}}, files={**FULL.files, "train.float16.onnx": "0"})
     with pytest.raises(ArtifactError, match=words):
-        Manifest.from_json(manifest.to_json())
+        parse_manifest(manifest_json(manifest))

@@ -30,7 +30,7 @@ from benchmark_summary import Runs, read, summary
 from benchmark_targets import Trained
 
 import onnxft
-from onnxft.benchmark import html
+from onnxft.benchmark import html, markdown
 from onnxft.benchmark.config import BASELINES, BenchConfig, Scenario
 from onnxft.benchmark.run import bench
 from onnxft.benchmark.shared import SharedBaselines
@@ -178,7 +178,7 @@ def run_tasks(
                 shared=shared[task.for_baselines],
             )  # fmt: skip
             write_atomically(folder / f"{task.name}.{run}.json", report.to_json())
-            write_atomically(folder / f"{task.name}.{run}.md", report.to_markdown().encode())
+            write_atomically(folder / f"{task.name}.{run}.md", markdown.render(report).encode())
             if page:
                 write_atomically(folder / f"{task.name}.{run}.html", html.render(report).encode())
 

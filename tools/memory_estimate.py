@@ -19,6 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from onnxft.manifest_file import read_manifest
+
 LIMIT = 0.2
 """By which an estimate may be off."""
 STEPS = 6
@@ -55,13 +57,12 @@ class Line:
 
 def steps(artifact: Path, case: Case) -> dict[str, int]:
     """Train some steps in this process."""
-    from onnxft.manifest import Manifest
-    from onnxft.runtime.batches import combined
     from onnxft.runtime.memory_estimate import MemoryModel, Use
     from onnxft.runtime.random_batch import random_batch
     from onnxft.runtime.session import TrainSession
+    from onnxft.runtime.sizes import combined
 
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     sizes = combined(manifest, case.batch_size, {})
     estimate = MemoryModel(artifact, manifest).estimate(sizes, Use(recompute=manifest.recomputes()))
     with TrainSession(artifact, threads=2, batch_size=case.batch_size) as session:
@@ -73,11 +74,10 @@ def steps(artifact: Path, case: Case) -> dict[str, int]:
 
 def run(artifact: Path, case: Case) -> dict[str, int]:
     """Train two epochs in this process, and read the summary of the run."""
-    from onnxft.manifest import Manifest
     from onnxft.runtime.random_batch import random_batch
     from onnxft.training.loop import run as train
 
-    data = random_batch(Manifest.load(artifact), ROWS_OF_A_RUN, 0)
+    data = random_batch(read_manifest(artifact), ROWS_OF_A_RUN, 0)
     config = {"epochs": 2, "threads": 2, "lr": 1e-4, "metric": "loss", "batch_size": case.batch_size}
     with TemporaryDirectory() as folder:
         made = train(artifact, data, {**config, "accumulate": case.accumulate}, run_dir=Path(folder) / "run")

@@ -22,8 +22,8 @@ from examples.newswire.model import BATCH, LENGTH, TOKENIZER, Classifier, factor
 from examples.newswire.prepare import main as prepare
 from onnxft.cli.render import frozen_text
 from onnxft.frozen_weights import FrozenPrecision
-from onnxft.manifest import Manifest
-from onnxft.training.records import next_directory
+from onnxft.manifest_file import read_manifest
+from onnxft.training.run_directory import next_directory
 
 FOLDER = Path("examples/newswire")
 METHOD = "last:2"
@@ -96,7 +96,7 @@ def main(
         no_decay_norms=generator == "native",  # onnxruntime-training has one decay for all
         generator=generator, frozen_precision=frozen_precision,
     )  # fmt: skip
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     trained, size = manifest.num_trainable, manifest.num_trainable + manifest.frozen_parameters
     CONSOLE.print(f"        {trained:,} of {size:,} values are trained ({trained / size:.1%})")
     if manifest.frozen_weights is not None:

@@ -19,8 +19,8 @@ from examples.comparison import CONSOLE, arguments, judge, linear_probe, measure
 from examples.solar_cells.model import BATCH, SIZE, factory
 from examples.solar_cells.prepare import CLASSES
 from examples.solar_cells.prepare import main as prepare
-from onnxft.manifest import Manifest
-from onnxft.training.records import next_directory
+from onnxft.manifest_file import read_manifest
+from onnxft.training.run_directory import next_directory
 
 FOLDER = Path("examples/solar_cells")
 DATA = FOLDER / "data"
@@ -62,7 +62,7 @@ def main(seeds: int, provider: str, precision: str, generator: Literal["native",
         *factory(), FOLDER / "artifacts" / f"solar_cells-{generator}", trainable=TRAINED, frozen=FROZEN,
         classes=CLASSES, preprocessing=PICTURES, generator=generator,
     )  # fmt: skip
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     parts = {part: files(part) for part in ("train", "val", "test")}
     images = {part: onnxft.prepare(paths, manifest)["inputs"] for part, (paths, _) in parts.items()}
     CONSOLE.print("[bold]Probe[/bold]   a linear classifier on the frozen features")

@@ -129,12 +129,6 @@ class Report:
         """Read what `to_json` wrote."""
         return msgspec.json.decode(data, type=cls)
 
-    def to_markdown(self) -> str:
-        """The report as a Markdown document."""
-        from onnxft.benchmark.markdown import render
-
-        return render(self)
-
     def check(self) -> None:
         """Raise if the benchmark as a whole failed.
 

@@ -21,6 +21,7 @@ from onnxft.benchmark.shared import SharedBaselines
 from onnxft.benchmark.side_process import Outcome, run_side
 from onnxft.benchmark.statistics import summarize
 from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.random_batch import TRAIN_ROLES, draws_random_numbers
 
 Progress = Callable[[str], None]
@@ -75,7 +76,7 @@ def bench(
     Raises:
         ArtifactError: the artifact has no manifest, or one that does not fit.
     """
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     points = config.points(manifest.batch_size, available_threads())
     device = describe_device(max(point.threads for point in points))
     started = datetime.now(UTC).isoformat(timespec="seconds")

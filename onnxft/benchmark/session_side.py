@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from onnxft.arrays import Array, Arrays
 from onnxft.benchmark.config import Scenario
 from onnxft.benchmark.exchange import KeptFeatures, Measurement, Request
 from onnxft.benchmark.gpu_memory import gpu_bytes
@@ -18,7 +19,7 @@ from onnxft.benchmark.profile import session_operators
 from onnxft.benchmark.scenario import measure
 from onnxft.errors import ConfigError, OnnxftError
 from onnxft.manifest import GraphRole
-from onnxft.runtime.engine import Array, Arrays, Placement
+from onnxft.runtime.engine import Placement
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.providers import PROVIDERS
 from onnxft.runtime.random_batch import random_batch

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from onnxft.arrays import Array
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.exchange import Measurement, Request
 from onnxft.benchmark.gpu_memory import gpu_bytes
@@ -29,7 +30,6 @@ from onnxft.errors import ModelError
 from onnxft.manifest import Manifest, Optimizer
 from onnxft.memory import peak_resident_bytes
 from onnxft.runtime.artifact import load_artifact
-from onnxft.runtime.engine import Array
 from onnxft.runtime.providers import first_line
 from onnxft.runtime.rates import by_group
 

@@ -14,11 +14,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import onnxft
+from onnxft.arrays import Array
 from onnxft.benchmark.config import ORT_TRAINING
 from onnxft.benchmark.environment import package_versions
 from onnxft.benchmark.exchange import Failure, Measurement, Request, Response, read_request, write
 from onnxft.errors import OnnxftError, ProviderError
-from onnxft.runtime.engine import Array
 from onnxft.runtime.providers import first_line
 
 

@@ -57,7 +57,7 @@ def bench(
     has it; ort-training needs the environment that `onnxft setup ort-training` makes, or --python ort-training=PATH.
     Exit code 0 unless every side failed or --fail-under is not met; a side that fails has its reason in the report.
     """
-    from onnxft.benchmark import html
+    from onnxft.benchmark import html, markdown
     from onnxft.benchmark.config import BenchConfig, read_config_file
     from onnxft.benchmark.run import bench as run_bench
     from onnxft.benchmark.terminal import show
@@ -81,7 +81,7 @@ def bench(
     if json_file is not None:
         write_atomically(json_file, report.to_json())
     if markdown_file is not None:
-        write_atomically(markdown_file, report.to_markdown().encode())
+        write_atomically(markdown_file, markdown.render(report).encode())
     if html_file is not None:
         write_atomically(html_file, html.render(report).encode())
     report.check()

@@ -86,8 +86,8 @@ def _memory(directory: Path, manifest: Manifest) -> None:
     """What `onnxft train` takes on the CPU, part by part: whole and divided batches, and either kind of graphs."""
     from onnxft.cli.render import console, say, table
     from onnxft.memory import size_text
-    from onnxft.runtime.batches import combined
     from onnxft.runtime.memory_estimate import MemoryModel, Use
+    from onnxft.runtime.sizes import combined
 
     whole = manifest.batch_size
     model, batches = MemoryModel(directory, manifest), sorted({whole, max(whole // 2, 1), 1}, reverse=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxft.data.dataset import Array, Batch
+from onnxft.arrays import Array
+from onnxft.data.dataset import Batch
 from onnxft.errors import DataError
 from onnxft.manifest import LABELS, Manifest
 from onnxft.memory import physical_memory

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxft.data.dataset import Array
+from onnxft.arrays import Array
 from onnxft.data.labels import class_names
 from onnxft.errors import DataError, near
 from onnxft.manifest import Manifest, Port

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
+from onnxft.arrays import Array
 from onnxft.manifest import Manifest
 
-Array = NDArray[Any]
 Batch = dict[str, Array]
 """Inputs under the names of the exported graph, `labels`, and optionally `sample_weights`, each (rows, ...)."""
 

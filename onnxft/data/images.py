@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.data.augment import Augment
-from onnxft.data.dataset import Array, Batch
+from onnxft.data.dataset import Batch
 from onnxft.data.decode import decode, header, picture_suffixes
 from onnxft.data.labels import class_names
 from onnxft.data.options import DataOptions

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.data import rows
 from onnxft.data.arrays import ArrayDataset
-from onnxft.data.dataset import Array, Dataset
+from onnxft.data.dataset import Dataset
 from onnxft.data.options import DataOptions
 from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError, DataError

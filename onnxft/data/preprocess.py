@@ -1,17 +1,6 @@
 """From a picture to a row of the model's input: the one transform of training, evaluation and prediction.
 
-The keys, in an artifact's `preprocessing` and as `--preprocess KEY=VALUE` over it (a Hugging Face processor is
-translated to them at export):
-
-    size           height,width of the model's input (one number: both)                [default: that of the input]
-    resize         stretch: both sides to `size`; crop: to cover `size`, then its middle; a number: the shorter side to
-                   it, height,width: stretched to it, then the middle of `size`; none: they have `size`        [stretch]
-    interpolation  nearest, bilinear, bicubic, lanczos, box or hamming                                        [bilinear]
-    color          RGB, BGR or L (grey)                                             [RGB for three channels, L for one]
-    scale          factor of a byte                                        [1/255; 1 where the model itself takes bytes]
-    mean, std      one number, or one a channel                                                                   [0, 1]
-
-    y = (scale * byte - mean) / std
+    y = (scale * byte - mean) / std        with the keys of `preprocess_keys.py`
 
 Channels lie first or last as in the model's input. Pictures are turned as their EXIF data says; of several frames the
 first is taken; transparent parts are black; 16-bit grey is divided by 257; pixels of 32 bits are refused, for they have
@@ -20,28 +9,21 @@ no known range. Middles that are larger than the picture are filled with black.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxft.data.dataset import Array, Batch
-from onnxft.data.decode import decode, in_mode, pillow, upright
-from onnxft.errors import ConfigError, DataError, near
+from onnxft.arrays import Array
+from onnxft.data.decode import in_mode, pillow
+from onnxft.data.preprocess_keys import parse, plain
+from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import BATCH, Manifest, Port
-from onnxft.runtime.batches import fixed_shape
+from onnxft.runtime.sizes import fixed_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-KEYS = ("size", "resize", "interpolation", "color", "scale", "mean", "std")
-INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""In the order of Pillow's numbers, which processors store as `resample`."""
-RESIZES = ("stretch", "crop", "none")
-COLORS = ("RGB", "BGR", "L")
 
 
 @dataclass(frozen=True)
@@ -159,42 +141,6 @@ class Preprocess:
         return one
 
 
-def parse(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the keys in their types, from a command line (text) or from a manifest (JSON).
-
-    Raises:
-        ConfigError: a key is unknown, or a value is none of its kind.
-
-    >>> parse({"size": "24,32", "mean": [0.5], "color": "BGR"})
-    {'size': (24, 32), 'mean': (0.5,), 'color': 'BGR'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in KEYS:
-            raise ConfigError(f"unknown preprocess key '{key}'.{near(key, KEYS)}")
-        match key:
-            case "size":
-                found[key] = _two(_whole(key, value))
-            case "resize":
-                found[key] = value if value in RESIZES else _whole(key, value)
-                if isinstance(found[key], tuple) and len(found[key]) == 1:
-                    found[key] = found[key][0]
-            case "interpolation" | "color":
-                known = INTERPOLATIONS if key == "interpolation" else COLORS
-                if value not in known:
-                    raise ConfigError(f"unknown preprocess {key} '{value}'.{near(str(value), known)}")
-                found[key] = value
-            case _:
-                numbers = _numbers(key, value, "a number, or one a channel, such as 0.5,0.5,0.5")
-                if (key != "mean" and 0 in numbers) or (key == "scale" and len(numbers) > 1):
-                    raise ConfigError(f"preprocess {key} is {value!r}; it must {_RULES[key]}.")
-                found[key] = numbers[0] if key == "scale" else numbers
-    return found
-
-
-_RULES = {"scale": "be one number other than 0", "std": "not be 0"}
-
-
 def check_preprocessing(given: Mapping[str, Any], shapes: Sequence[Sequence[int | None]] = ()) -> dict[str, Any]:
     """The values as a manifest has them.
 
@@ -211,36 +157,6 @@ def check_preprocessing(given: Mapping[str, Any], shapes: Sequence[Sequence[int 
     if len(pictures) == 1 and (row := [d for d in pictures[0][1:] if d is not None]) and len(row) == 3:
         Preprocess.make(given, row, "float32")
     return plain(values)
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Parsed values as JSON and YAML have them."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def _numbers(key: str, value: Any, what: str) -> tuple[float, ...]:
-    parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
-    try:
-        found = tuple(float(p) for p in (parts if isinstance(parts, list | tuple) else [parts]))
-    except (TypeError, ValueError):
-        found = ()
-    if not found or not all(math.isfinite(n) for n in found):
-        raise ConfigError(f"preprocess {key} is {value!r}; it must be {what}.")
-    return found
-
-
-def _whole(key: str, value: Any) -> tuple[int, ...]:
-    what = "one or two whole numbers, such as 224 or 192,256 (height,width)"
-    if key == "resize":
-        what = f"{', '.join(RESIZES)} or {what}"
-    numbers = _numbers(key, value, what)
-    if len(numbers) > 2 or not all(n == int(n) and 1 <= n <= 65535 for n in numbers):
-        raise ConfigError(f"preprocess {key} is {value!r}; it must be {what}.")
-    return tuple(int(n) for n in numbers)
-
-
-def _two(numbers: tuple[int, ...]) -> tuple[int, int]:
-    return numbers[0], numbers[-1]
 
 
 def _channel_axis(shape: Sequence[int]) -> int | None:
@@ -290,52 +206,3 @@ def preprocess_for(
     port = picture_port(manifest, name)
     known = {BATCH: manifest.batch_size, **manifest.dimensions, **(sizes or {})}
     return Preprocess.make({**manifest.preprocessing, **(given or {})}, fixed_shape(port, known)[1:], port.dtype)
-
-
-def prepare(
-    pictures: Sequence[str | Path | Image | Array], manifest: Manifest, preprocess: Mapping[str, Any] | None = None
-) -> Batch:
-    """A batch of pictures as the model was trained on: `session.predict(onnxft.prepare(["a.jpg"], session.manifest))`.
-
-    Args:
-        pictures: paths, pictures of Pillow, or uint8 arrays (height, width) or (height, width, 1, 3 or 4), RGB.
-        manifest: of the artifact, whose `preprocessing` is applied.
-        preprocess: keys over those, as in `--preprocess`.
-
-    Returns:
-        {input: (pictures, ...)}
-
-    Raises:
-        DataError: a picture cannot be read or is none.
-        ConfigError: a key of `preprocess` does not fit.
-    """
-    if isinstance(pictures, str | Path):
-        raise DataError(f"prepare takes a list of pictures: [{str(pictures)!r}].")
-    transform = preprocess_for(manifest, preprocess)
-    if not len(pictures):
-        raise DataError("prepare was given no picture.")
-    rows = []
-    for place, picture in enumerate(pictures):
-        where = f"'{picture}'" if isinstance(picture, str | Path) else f"picture {place}"
-        decoded = decode(Path(picture), transform.mode) if isinstance(picture, str | Path) else _given(picture, where)
-        try:
-            rows.append(np.asarray(transform.sized(in_mode(decoded, transform.mode))))
-        except DataError as err:
-            raise DataError(f"{where} {err}.") from err
-    return {picture_port(manifest).name: transform.arrays(np.stack(rows))}
-
-
-def _given(picture: Any, where: str) -> Image:
-    image = pillow()
-    if isinstance(picture, image.Image):
-        return upright(picture)
-    array = np.asarray(picture)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(
-            f"{where} has the shape {list(array.shape)} and type {array.dtype}; a picture is a path, a picture of "
-            "Pillow or a uint8 array (height, width) or (height, width, channels)."
-        )
-    made: Image = image.fromarray(array)
-    return made

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxft.data.dataset import Array
+from onnxft.arrays import Array
 from onnxft.errors import ConfigError, DataError
 
 _SPLIT = 2**62

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from onnxft.data.dataset import Array, Batch, Dataset
+from onnxft.arrays import Array
+from onnxft.data.dataset import Batch, Dataset
 from onnxft.data.sampler import split_rows
 from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.data.assignment import input_columns, label_columns, next_token, require_ignored
 from onnxft.data.columns import ClassLabels, Numbering, Numbers, present
-from onnxft.data.dataset import Array, Batch
+from onnxft.data.dataset import Batch
 from onnxft.data.images import Pictures, inside
 from onnxft.data.options import DataOptions
 from onnxft.data.rows import Rows
@@ -24,8 +25,9 @@ from onnxft.data.text import FILE, INPUTS, Text, Tokenizer, Tokens
 from onnxft.errors import DataError
 from onnxft.files import sha256
 from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Manifest, Port
-from onnxft.runtime.batches import check_batch, fixed_shape
+from onnxft.runtime.batches import check_batch
 from onnxft.runtime.evaluation import data_ports
+from onnxft.runtime.sizes import fixed_shape
 
 _BLOCK = 256
 

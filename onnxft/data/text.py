@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxft.data.dataset import Array, Batch
+from onnxft.arrays import Array
+from onnxft.data.dataset import Batch
 from onnxft.errors import DataError
 from onnxft.manifest import LABELS
 

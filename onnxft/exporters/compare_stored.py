@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.errors import ModelError
-from onnxft.exporters.feeds import Array, draw_inputs, opened, run
+from onnxft.exporters.feeds import draw_inputs, opened, run
 from onnxft.frozen_weights import RelativeError
 from onnxft.graph.forward import Forward
 from onnxft.manifest import BATCH

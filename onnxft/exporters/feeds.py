@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxft.arrays import Array
 from onnxft.errors import ModelError, ProviderError
 from onnxft.graph.io import save_inference
 from onnxft.graph.shapes import dims
 from onnxft.runtime.providers import first_line
 from onnxft.runtime.sessions import open_session
 
-Array = np.ndarray[Any, Any]
 Sizes = Mapping[str, int]
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxft.arrays import Array
 from onnxft.errors import ModelError
 from onnxft.exporters.compare import compare
-from onnxft.exporters.feeds import Array, Sizes, draw_inputs, opened, opened_file, run
+from onnxft.exporters.feeds import Sizes, draw_inputs, opened, opened_file, run
 from onnxft.exporters.naming import check_names, check_output_names, rename_inside, rename_outputs
 from onnxft.exporters.onnx_inputs import Inputs, forget_shapes, open_inputs, open_reshapes
 from onnxft.exporters.onnx_tensors import find_tensors

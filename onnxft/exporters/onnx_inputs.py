@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxft.arrays import Array
 from onnxft.errors import ConfigError, ModelError, near
-from onnxft.exporters.feeds import Array
 from onnxft.exporters.naming import rename_inputs
 from onnxft.graph.constants import add_constant
 from onnxft.graph.shapes import Dim, dims

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxft.arrays import Array
 from onnxft.errors import ModelError
-from onnxft.exporters.feeds import Array, Sizes, draw_inputs, fit_inputs, opened, run
+from onnxft.exporters.feeds import Sizes, draw_inputs, fit_inputs, opened, run
 from onnxft.graph.normalize import make_reshapes_static
 from onnxft.graph.shapes import Dim, dims, set_dims
 from onnxft.manifest import BATCH, dimension_size

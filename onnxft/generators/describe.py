@@ -25,6 +25,7 @@ from onnxft.manifest import (
     Parameter,
     Precision,
 )
+from onnxft.manifest_file import check_manifest, manifest_json
 from onnxft.step.select import Selection
 from onnxft.step.work import step_work
 
@@ -109,8 +110,8 @@ def describe(
         work=step_work(forward, selection, loss, batch_size),
         work_from_features=None if rest is None else step_work(rest, selection, loss, batch_size),
     )
-    manifest.check()
-    write_atomically(folder / FILE_NAME, manifest.to_json())
+    check_manifest(manifest)
+    write_atomically(folder / FILE_NAME, manifest_json(manifest))
     return manifest
 
 

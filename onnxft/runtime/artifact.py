@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError, near
 from onnxft.files import sha256
 from onnxft.manifest import BATCH, FROZEN_FILE, Manifest, dimension_size
-from onnxft.runtime.engine import Array, Arrays
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.graph_files import check_graph
 
 
@@ -22,7 +23,7 @@ def load_artifact(directory: Path) -> Manifest:
         ArtifactError: a file is missing or does not match its sha256, the directory holds a link, or a graph would
             make the runtime read another file than those that the manifest lists.
     """
-    manifest = Manifest.load(directory)
+    manifest = read_manifest(directory)
     # Graphs name files of weights themselves: a link anywhere in here could lead the runtime out.
     for entry in directory.rglob("*"):
         # What another process wrote to `cache` for a moment may be gone.

@@ -6,15 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING
 
 from onnxft.errors import OnnxftError, ProviderError
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.providers import AUTO, PROVIDERS, Provider, is_builtin, plugin_devices
-from onnxft.runtime.random_batch import random_batch
-
-if TYPE_CHECKING:
-    from onnxft.runtime.session import TrainSession
 
 _STEPS = 5
 """Measured steps of each provider, after one that warms up."""
@@ -30,12 +25,12 @@ class Choice:
     """What each provider took, or why it does not work."""
 
 
-def choose(asked: Execution, opened: Callable[[str], TrainSession]) -> Choice:
-    """Open every provider that the installed runtime offers and take the one with the shortest training step.
+def choose(asked: Execution, step_seconds: Callable[[str], float]) -> Choice:
+    """Try every provider that the installed runtime offers and take the one with the shortest training step.
 
     Args:
         asked: a request for `auto`; everything but the provider holds for the one chosen.
-        opened: opens a session as asked on the provider of this name.
+        step_seconds: opens what was asked for on the provider of this name, and times its step.
 
     Raises:
         ProviderError: none works; names the reason of each.
@@ -48,8 +43,7 @@ def choose(asked: Execution, opened: Callable[[str], TrainSession]) -> Choice:
     failed: dict[str, str] = {}
     for entry in candidates:
         try:
-            with opened(entry.name) as session:
-                seconds[entry.name] = _time(session)
+            seconds[entry.name] = step_seconds(entry.name)
         except OnnxftError as err:
             failed[entry.name] = str(err)
     if not seconds:
@@ -67,12 +61,11 @@ def _offered(entry: Provider) -> bool:
         return False
 
 
-def _time(session: TrainSession) -> float:
+def median_seconds(step: Callable[[], object]) -> float:
     """Median seconds of a step, each until its loss was read."""
-    batch = random_batch(session.manifest, session.batch_size, 0, session.dimensions)
     times = []
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
-        session.step(batch, lr=1e-6).loss  # noqa: B018 - reading it waits for the device
+        step()
         times.append(time.perf_counter() - start)
     return median(times[1:])

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnxft.errors import ConfigError, DataError, near
-from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Distribution, Loss, Manifest, Port, dimension_size
-from onnxft.runtime.engine import Array, Arrays
-from onnxft.runtime.processes import Share
+from onnxft.arrays import Array, Arrays
+from onnxft.errors import DataError, near
+from onnxft.manifest import BATCH, LABELS, SAMPLE_WEIGHTS, Loss, Manifest, Port
+from onnxft.runtime.sizes import fixed_shape, has_shape, spelled
 
 _SUM_TOLERANCE = 1e-3
 """Of probabilities from 1: what float16 and files of a few digits leave."""
-
-
-Sizes = Mapping[str, int | Sequence[int]]
-"""{symbolic dimension: its size, or every size that it may have}"""
 
 
 def check_batch(
@@ -151,67 +145,6 @@ def why_unweighted(manifest: Manifest) -> str:
     return f"the '{manifest.generator}' generator cannot weight rows here: a standalone loss is a mean over the labels"
 
 
-def check_dimensions(manifest: Manifest, dimensions: Sizes) -> None:
-    """ConfigError for a dimension that the artifact does not have open, or a size that is none."""
-    for name, given in dimensions.items():
-        if name not in manifest.dimensions:
-            known = ", ".join(f"'{n}'" for n in manifest.dimensions) or "none besides the batch (batch_size)"
-            raise ConfigError(f"the artifact has no symbolic dimension '{name}'; it has {known}.")
-        sizes = _each(given)
-        if not sizes:
-            raise ConfigError(f"the dimension '{name}' has no size; give one, or several.")
-        for size in sizes:
-            if size < 1:
-                raise ConfigError(f"the dimension '{name}' is {size}; it must be at least 1.")
-
-
-def combined(manifest: Manifest, batch_size: int, dimensions: Sizes) -> tuple[Mapping[str, int], ...]:
-    """Each {symbolic dimension: its size} that a batch may have, the batch included; the largest first."""
-    every = {BATCH: (batch_size,), **{d: _each(n) for d, n in {**manifest.dimensions, **dimensions}.items()}}
-    chosen = product(*(sorted(set(sizes), reverse=True) for sizes in every.values()))
-    return tuple(dict(zip(every, sizes, strict=True)) for sizes in chosen)
-
-
-def _each(sizes: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
-
-
-def sizes_of(batch: Arrays, ports: tuple[Port, ...], sizes: tuple[Mapping[str, int], ...]) -> Mapping[str, int]:
-    """Which of `sizes` a batch has by the shapes of its arrays; a dimension that they do not show is the largest.
-
-    Raises:
-        DataError: it has none of them, or not all arrays the same.
-    """
-    if len(sizes) == 1:
-        return sizes[0]
-    shapes = {p: np.shape(batch[p.name]) for p in ports if p.name in batch}
-    for candidate in sizes:
-        if all(_has_shape(p, shape, candidate) for p, shape in shapes.items()):
-            return candidate
-    for port, shape in shapes.items():
-        if not any(_has_shape(port, shape, candidate) for candidate in sizes):
-            raise DataError(f"'{port.name}' has the shape {list(shape)}, {_spell(port, *sizes)}.")
-    found = {p.name: list(shape) for p, shape in shapes.items() if any(isinstance(d, str) for d in p.shape[1:])}
-    raise DataError(f"arrays of one batch must have the same sizes of the open dimensions, here {found}.")
-
-
-def _has_shape(port: Port, shape: tuple[int, ...], sizes: Mapping[str, int]) -> bool:
-    return len(shape) == len(port.shape) and all(
-        d == BATCH or _size(d, sizes) == n for d, n in zip(port.shape, shape, strict=True)
-    )
-
-
-def check_statistics(manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """ConfigError where a trained BatchNorm would see a single value of a channel, which has no variance."""
-    for buffer in manifest.buffers:
-        over = [dimension_size(d, sizes) or 2 for d in buffer.over]  # 2: not known, so not refused
-        if math.prod(over) < 2:
-            raise ConfigError(
-                f"BatchNorm '{buffer.layer}' trains on the statistics of the batch and would see one value of each "
-                f"channel, which has no variance: use a batch_size of at least 2, or leave the layer frozen."
-            )
-
-
 def parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
     """(first row, {name: at most `size` rows}) one after the other; at least one part."""
     arrays = {name: np.asarray(array) for name, array in batch.items()}
@@ -220,74 +153,10 @@ def parts(batch: Arrays, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
         yield start, {name: array[start : start + size] if array.ndim else array for name, array in arrays.items()}
 
 
-def fixed_shape(port: Port, sizes: Mapping[str, int]) -> list[int]:
-    """The shape of a port in a session that fixes the symbolic dimensions to `sizes`."""
-    return [_size(d, sizes) for d in port.shape]
-
-
-def _size(dimension: int | str, sizes: Mapping[str, int]) -> int:
-    size = dimension_size(dimension, sizes)
-    assert size is not None, "a manifest has no input with a dimension of unknown size"
-    return size
-
-
 def without_labels(ports: tuple[Port, ...], rows: int, sizes: Mapping[str, int], *, weights: bool) -> dict[str, Array]:
     """Zero labels, with weight 0 where `weights`: for a batch of which only the outputs are asked for."""
     zeros: dict[str, Array] = {p.name: np.zeros(fixed_shape(p, {**sizes, BATCH: rows}), p.dtype) for p in ports}
     return {**zeros, SAMPLE_WEIGHTS: np.zeros(rows, np.float32)} if weights else zeros
-
-
-def draw(
-    ports: tuple[Port, ...],
-    sizes: Mapping[str, int],
-    *,
-    seed: int,
-    step: int,
-    micro_step: int,
-    share: Share = Share(),  # noqa: B008 - frozen
-) -> dict[str, Array]:
-    """The random inputs of one micro-step; those of a share are its part of what the large batch has.
-
-    Philox keyed by (seed, place) with (micro-step, step) in the upper counter words, so that each
-    draw depends on nothing else: repeatable on every provider and after a resume.
-    """
-    whole = {**sizes, BATCH: sizes[BATCH] * share.processes}
-    drawn = {
-        port: _draw_one(port, whole, np.random.Philox(key=[seed, place], counter=[0, 0, micro_step, step]))
-        for place, port in enumerate(p for p in ports if p.role == "random")
-    }
-    return {port.name: _part(value, port, sizes, share) for port, value in drawn.items()}
-
-
-def _part(value: Array, port: Port, sizes: Mapping[str, int], share: Share) -> Array:
-    """What a share's rows have of a draw for the large batch: along each dimension that grows with the batch.
-
-    Of rows that hold several of the model's, `batch*sequence`, the batch is the slower one.
-    """
-    places = []
-    for dimension, n, large in zip(port.shape, fixed_shape(port, sizes), value.shape, strict=True):
-        if large not in (n, n * share.processes):
-            raise ConfigError(
-                f"the random input '{port.name}' has {dimension} rows, which cannot be divided among "
-                f"{share.processes} processes. Train in one process."
-            )
-        places.append(slice(None) if large == n else slice(share.rank * n, (share.rank + 1) * n))
-    return value[tuple(places)]
-
-
-def _draw_one(port: Port, sizes: Mapping[str, int], bits: np.random.Philox) -> Array:
-    rng, what = np.random.Generator(bits), port.distribution or Distribution("uniform")
-    shape = fixed_shape(port, sizes)
-    value: Array
-    match what.kind:
-        case "dropout":
-            kept = rng.random(shape, np.float32) >= what.ratio
-            value = kept / (1.0 - what.ratio)
-        case "uniform":
-            value = what.low + (what.high - what.low) * rng.random(shape, np.float32)
-        case "normal":
-            value = what.low + what.high * rng.standard_normal(shape, np.float32)
-    return np.asarray(value, port.dtype)
 
 
 def _label(labels: Array, port: Port, loss: Loss) -> Array:
@@ -305,8 +174,8 @@ def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_
     if not same_kind:
         scale = " Pictures are scaled by you, as the model was trained." if array.dtype == np.uint8 else ""
         raise DataError(f"'{name}' has the element type {array.dtype}, the model takes {target}: convert it.{scale}")
-    if not _has_shape(port, array.shape, sizes):
-        raise DataError(f"'{name}' has the shape {list(array.shape)}, {_spell(port, sizes)}.")
+    if not has_shape(port, array.shape, sizes):
+        raise DataError(f"'{name}' has the shape {list(array.shape)}, {spelled(port, sizes)}.")
     with np.errstate(over="ignore"):  # what becomes infinite is found below
         typed = np.ascontiguousarray(array, target)
     if target.kind == "f" and not np.isfinite(typed).all():
@@ -316,13 +185,6 @@ def _typed(name: str, array: Array, port: Port, sizes: Mapping[str, int], first_
     if target.kind in "iu" and array.dtype != target and not np.array_equal(typed, array):
         raise DataError(f"'{name}' has values that do not fit {target}.")
     return typed
-
-
-def _spell(port: Port, *sizes: Mapping[str, int]) -> str:
-    """What a port takes, in the sizes that a session allows."""
-    allowed = {d: sorted({_size(d, s) for s in sizes}) for d in port.shape if isinstance(d, str) and d != BATCH}
-    here = "".join(f"; this session fixes '{d}' to {' or '.join(map(str, n))} (dimensions)" for d, n in allowed.items())
-    return f"the model takes {list(port.shape)}{here}"
 
 
 def _weights(weights: Array, rows: int) -> Array:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.manifest import GraphFile, Port
-from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.keys import Family, family, key_of, written
 from onnxft.runtime.providers import provider, runtime

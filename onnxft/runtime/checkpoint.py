@@ -9,11 +9,12 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from onnxft.arrays import Array
 from onnxft.errors import ArtifactError
 from onnxft.files import check_replaceable, new_directory, recover, sha256, write_atomically
 from onnxft.manifest import Manifest
-from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.loss_scale import LossScale
+from onnxft.runtime.snapshot import Snapshot
 from onnxft.runtime.take_up import Trained, taken_up
 from onnxft.tensor_file import write_tensors
 
@@ -21,23 +22,6 @@ _RECORD = "checkpoint.json"
 _TENSORS = ("parameters.safetensors", "state.safetensors")
 _AVERAGES = "averages.safetensors"
 """Only where the session has averages."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that a session goes on from, between two updates."""
-
-    step_count: int
-    seed: int
-    loss_scale: LossScale
-    values: Arrays
-    """Trained parameters and running statistics."""
-    state: Arrays
-    """Of the optimizer, keyed `parameter/slot`."""
-    averages: Arrays
-    """Of the parameters; empty where there are none."""
-    decays: dict[str, float] = field(default_factory=dict)
-    """{parameter group: weight decay of the last update}; empty before the first."""
 
 
 @dataclass(frozen=True)

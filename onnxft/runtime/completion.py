@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import DataError
 from onnxft.manifest import SAMPLE_WEIGHTS
-from onnxft.runtime.batches import check_batch, draw, pad, require_weight, sizes_of, why_unweighted
-from onnxft.runtime.engine import Array, Arrays, Engine
+from onnxft.runtime.batches import check_batch, pad, require_weight, why_unweighted
+from onnxft.runtime.engine import Engine
 from onnxft.runtime.evaluation import data_ports
 from onnxft.runtime.processes import Share
+from onnxft.runtime.random_inputs import draw
+from onnxft.runtime.sizes import sizes_of
 
 
 def complete(batch: Arrays, engine: Engine, *, seed: int, step: int, micro_step: int, share: Share) -> dict[str, Array]:

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
+from onnxft.arrays import Array, Arrays
 from onnxft.manifest import Manifest
-
-if TYPE_CHECKING:
-    from onnxft.runtime.loss_scale import LossScale
-
-Array = NDArray[Any]
-Arrays = Mapping[str, Array]
+from onnxft.runtime.loss_scale import LossScale
 
 _NAMED = 5
 """Nodes of a fallback that are named in a line."""

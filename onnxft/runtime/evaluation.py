@@ -6,11 +6,13 @@ from collections.abc import Collection
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import SAMPLE_WEIGHTS, Manifest, Port
-from onnxft.runtime.batches import check_batch, pad, parts, sizes_of, why_unweighted, without_labels
-from onnxft.runtime.engine import Array, Arrays, Engine
+from onnxft.runtime.batches import check_batch, pad, parts, why_unweighted, without_labels
+from onnxft.runtime.engine import Engine
 from onnxft.runtime.results import Scores, mean
+from onnxft.runtime.sizes import sizes_of
 
 
 def data_ports(manifest: Manifest, batch: Collection[str] = ()) -> tuple[Port, ...]:

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, PARAMETERS_FILE, GraphFile, GraphRole, Manifest, dimension_size
-from onnxft.runtime.batches import sizes_of
 from onnxft.runtime.buffers import BoundRunner, BoundStore, Runner, device_of, ort_value
-from onnxft.runtime.engine import Array, Arrays, Placement
+from onnxft.runtime.engine import Placement
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.keys import STATISTIC_SLOT, always_in_place, key_of
 from onnxft.runtime.native_values import on_averages
 from onnxft.runtime.precision import execution_of, graph_of, updates_apart
 from onnxft.runtime.providers import provider, runtime
 from onnxft.runtime.sessions import ROUNDING_FUSIONS, OpenSession, open_session, run_options, running
+from onnxft.runtime.sizes import sizes_of
 from onnxft.runtime.values import SplitStore, ValueRunner, ValueStore
 
 

@@ -9,11 +9,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError
 from onnxft.files import location_beside, new_file, weights_beside, write_atomically
 from onnxft.manifest import ByteRange, Manifest
 from onnxft.runtime.adapters.merge import merged_weight
-from onnxft.runtime.engine import Array, Arrays
 from onnxft.tensor_file import little_endian
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import DivergedError
 from onnxft.manifest import SAMPLE_WEIGHTS
-from onnxft.runtime.engine import Array, Arrays
 
 _INTERVAL = 2000
 """Good updates after which the scale is tried twice as large; numbers and rule are those of torch.amp.GradScaler."""

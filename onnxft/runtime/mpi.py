@@ -39,8 +39,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from onnxft.arrays import Array
 from onnxft.errors import ConfigError, ExitStatus, OnnxftError
-from onnxft.runtime.engine import Array
 from onnxft.runtime.processes import ALONE, Processes
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ConfigError
 from onnxft.manifest import SAMPLE_WEIGHTS, GraphRole, Manifest
 from onnxft.memory import peak_resident_bytes
-from onnxft.runtime.batches import Sizes, combined, pad
-from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
+from onnxft.runtime.batches import pad
+from onnxft.runtime.engine import Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.graph_runs import GraphRuns
 from onnxft.runtime.keys import AVERAGE_SLOT, STATISTIC_SLOT, key_of
@@ -21,6 +22,7 @@ from onnxft.runtime.native_values import scalars, sums_of
 from onnxft.runtime.parameter_vector import pack, unpack
 from onnxft.runtime.precision import require_precision, updates_apart
 from onnxft.runtime.providers import provider
+from onnxft.runtime.sizes import Sizes, combined
 
 _UPDATE: tuple[GraphRole, ...] = ("update",)
 _CLIPPED_UPDATE: tuple[GraphRole, ...] = ("clip", "update")

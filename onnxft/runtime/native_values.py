@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.manifest import GraphFile, Port
-from onnxft.runtime.engine import Array, Hyper, Sums
+from onnxft.runtime.engine import Hyper, Sums
 
 
 def on_averages(graph: GraphFile) -> GraphFile:

@@ -7,12 +7,12 @@ from typing import Any
 
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
-from onnxft.runtime.batches import Sizes, check_dimensions, check_statistics, combined
 from onnxft.runtime.engine import Engine
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.processes import Processes, require_divisible
 from onnxft.runtime.shared import SharedEngine
+from onnxft.runtime.sizes import Sizes, check_dimensions, check_statistics, combined
 
 
 def check_request(

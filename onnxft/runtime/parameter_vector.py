@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError, ConfigError
 from onnxft.manifest import Manifest
-from onnxft.runtime.engine import Array, Arrays
 
 
 def pack(manifest: Manifest, values: Arrays) -> Array:

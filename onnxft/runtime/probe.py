@@ -18,8 +18,9 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import OnnxftError, ProviderError
-from onnxft.runtime.engine import Array, Arrays, Placement
+from onnxft.runtime.engine import Placement
 from onnxft.runtime.execution import Execution, Precision
 from onnxft.runtime.needs import Lack, LackError
 from onnxft.runtime.providers import first_line, provider, runtime

@@ -16,9 +16,9 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ConfigError, DataError, OnnxftError
 from onnxft.manifest import Manifest
-from onnxft.runtime.engine import Array, Arrays
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.errors import ArtifactError
 from onnxft.manifest import BATCH, GraphFile, GraphRole, Loss, Manifest, Port
-from onnxft.runtime.batches import fixed_shape
-from onnxft.runtime.engine import Array
+from onnxft.runtime.sizes import fixed_shape
 
 TRAIN_ROLES: tuple[GraphRole, ...] = ("train", "gradients", "ort_training")
 

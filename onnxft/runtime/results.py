@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from onnxft.runtime.engine import Array, Sums
+from onnxft.arrays import Array
+from onnxft.runtime.engine import Sums
 
 
 class StepResult:

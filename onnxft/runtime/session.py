@@ -12,23 +12,25 @@ from typing import Self
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import Manifest
 from onnxft.runtime.artifact import check_parameters, load_artifact
-from onnxft.runtime.auto import choose
-from onnxft.runtime.batches import Sizes
-from onnxft.runtime.checkpoint import Snapshot, read_checkpoint, write_checkpoint
+from onnxft.runtime.auto import choose, median_seconds
+from onnxft.runtime.checkpoint import read_checkpoint, write_checkpoint
 from onnxft.runtime.completion import complete
-from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.evaluation import compute_features, evaluate
 from onnxft.runtime.execution import Execution, Precision
 from onnxft.runtime.opening import check_request, open_engine
 from onnxft.runtime.processes import ALONE, Processes
 from onnxft.runtime.providers import AUTO
+from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.rates import Rate, check_rates
 from onnxft.runtime.results import Scores, StepResult
 from onnxft.runtime.session_export import Exporting
 from onnxft.runtime.session_facts import SessionFacts
+from onnxft.runtime.sizes import Sizes
+from onnxft.runtime.snapshot import Snapshot
 from onnxft.runtime.take_up import Trained
 
 
@@ -98,13 +100,16 @@ class TrainSession(SessionFacts, Exporting):
         self._decays: dict[str, float] = {}
         self._reason = ""
         if provider == AUTO:
-            choice = processes.from_first(lambda: choose(
-                asked,
-                lambda name: TrainSession(
+
+            def step_seconds(name: str) -> float:
+                with TrainSession(
                     artifact, name, threads=threads, batch_size=batch_size, dimensions=dimensions, precision=precision,
                     device=device, provider_options=provider_options, strict=strict, recompute=recompute,
-                ),
-            ))  # fmt: skip
+                ) as session:  # fmt: skip
+                    drawn = random_batch(session.manifest, session.batch_size, 0, session.dimensions)
+                    return median_seconds(lambda: session.step(drawn, lr=1e-6).loss)
+
+            choice = processes.from_first(lambda: choose(asked, step_seconds))
             asked, self._reason = choice.asked, choice.reason
         self._engine = open_engine(
             self.directory, self.manifest, asked, processes=processes, batch_size=batch_size, dimensions=dimensions

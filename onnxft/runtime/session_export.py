@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from onnxft.arrays import Array, Arrays
 from onnxft.manifest import Manifest
 from onnxft.runtime.adapters.adapter import read_adapter, write_adapter
 from onnxft.runtime.artifact import check_parameters
-from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.inference import write_inference_model
 
 

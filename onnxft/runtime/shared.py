@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import DataError
-from onnxft.runtime.engine import Array, Arrays, Hyper, Sums
+from onnxft.runtime.engine import Hyper, Sums
 from onnxft.runtime.keys import ACCUMULATOR_SLOT
 from onnxft.runtime.native import NativeEngine
 from onnxft.runtime.processes import Processes

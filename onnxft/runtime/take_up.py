@@ -11,19 +11,17 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.errors import ArtifactError
 from onnxft.files import weights_beside
 from onnxft.manifest import PARAMETERS_FILE, Distribution, Loss, Manifest, Optimizer, ParameterGroup
-from onnxft.runtime.engine import Array
 from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.rates import by_group
-
-if TYPE_CHECKING:
-    from onnxft.runtime.checkpoint import Snapshot
+from onnxft.runtime.snapshot import Snapshot
 
 _PIECE = 2**20
 _WEIGHTS_SUFFIX = Path(PARAMETERS_FILE).suffix

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.manifest import GraphFile
 from onnxft.runtime.buffers import CPU, BoundStore, Device, as_read, ort_value
-from onnxft.runtime.engine import Array, Arrays
 from onnxft.runtime.keys import family, key_of
 from onnxft.runtime.sessions import OpenSession
 

@@ -18,8 +18,8 @@ from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
 from onnxft.memory import size_of, size_text
-from onnxft.runtime.batches import Sizes, combined
 from onnxft.runtime.memory_estimate import ACTIVATIONS, WRITING, MemoryEstimate, MemoryModel, Use, why_no_estimate
+from onnxft.runtime.sizes import Sizes, combined
 from onnxft.training.config import TrainConfig
 from onnxft.training.confusion import pixels
 from onnxft.training.curves import can_plot

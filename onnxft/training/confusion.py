@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxft.arrays import Array
 from onnxft.manifest import Loss
-from onnxft.training.metrics import Array, confusion
+from onnxft.training.metrics import confusion
 
 MOST_DRAWN = 50
 """Classes up to which there is a picture: more cannot be read."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxft.data.dataset import Array, Batch, Dataset
+from onnxft.arrays import Array
+from onnxft.data.dataset import Batch, Dataset
 from onnxft.data.stream import Stream
 from onnxft.files import new_directory, sha256, write_atomically
 from onnxft.manifest import Manifest

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxft.data.dataset import Array, Batch, Dataset
+from onnxft.arrays import Array
+from onnxft.data.dataset import Batch, Dataset
 from onnxft.data.loading import Loader, RowLoader, read_ahead
 from onnxft.errors import ConfigError, WriteError
 from onnxft.files import sha256

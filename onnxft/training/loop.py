@@ -32,17 +32,9 @@ from onnxft.training.outcome import Run, Start
 from onnxft.training.plan import Plan
 from onnxft.training.position import Position
 from onnxft.training.progress import Progress, Several, number
-from onnxft.training.records import (
-    Records,
-    Row,
-    is_blank,
-    keeping,
-    newest_directory,
-    next_directory,
-    read_position,
-    require_new,
-    saved_config,
-)
+from onnxft.training.records import Records, read_position
+from onnxft.training.result_tables import Row
+from onnxft.training.run_directory import is_blank, keeping, newest_directory, next_directory, require_new, saved_config
 from onnxft.training.tensorboard import EventFiles, require_tensorboard
 from onnxft.training.warm_start import begin_with
 

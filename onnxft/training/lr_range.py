@@ -31,7 +31,7 @@ from onnxft.training.opening import asked_for, opened
 from onnxft.training.plan import Plan
 from onnxft.training.position import Position
 from onnxft.training.progress import Progress
-from onnxft.training.records import next_directory, require_new
+from onnxft.training.run_directory import next_directory, require_new
 from onnxft.training.warm_start import begin_with
 
 LOW, HIGH, UPDATES = 1e-7, 10.0, 100

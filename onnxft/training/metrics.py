@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxft.arrays import Array
 from onnxft.manifest import Loss
 
-Array = NDArray[Any]
 Reduced = dict[str, Array]
 """Arrays of equally many rows: `labels`, `predicted` and, for an AUC, `scores`; of values `labels` and `outputs`."""
 

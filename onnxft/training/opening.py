@@ -15,6 +15,7 @@ from onnxft.data.stream import Stream
 from onnxft.data.subset import split
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.named_code import names_code
 from onnxft.runtime.artifact import load_artifact
 from onnxft.runtime.memory_estimate import base_bytes
@@ -37,7 +38,7 @@ def asked_for(
     asked |= {name: str(path) for name, path in (("artifact", artifact), ("data", data), ("val", val)) if _named(path)}
     asked = {**(saved or {}), **asked}
     place = Path(_required(asked.get("artifact"), "artifact"))
-    return place, Manifest.load(place), asked
+    return place, read_manifest(place), asked
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from onnxft.data.share import SharedBatches
 from onnxft.data.stream import Stream
 from onnxft.errors import ArtifactError, ConfigError, DataError, near
 from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
+from onnxft.manifest_file import manifest_json
 from onnxft.runtime.batches import why_unweighted
 from onnxft.runtime.engine import Placement
 from onnxft.runtime.processes import Processes
@@ -83,7 +84,7 @@ class Plan:
             manifest.classes if isinstance(data, Stream) else data.classes or manifest.classes,
             session.placement, metric, tuple(counts), _left_out(loader), manifest,
             {
-                "artifact": hashlib.sha256(manifest.to_json()).hexdigest(),
+                "artifact": hashlib.sha256(manifest_json(manifest)).hexdigest(),
                 "data": loader.fingerprint(),
                 "val": "none" if val is None else evaluated.fingerprint(),
             },

@@ -20,16 +20,13 @@ events.out.tfevents.*     for TensorBoard, with `tensorboard`
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -38,19 +35,19 @@ import msgspec
 import numpy as np
 
 from onnxft import __version__
-from onnxft.errors import ArtifactError, ConfigError, OnnxftError, ProviderError, WriteError
-from onnxft.files import is_part, new_directory, new_file, recover, remove_parts, sha256, write_atomically
-from onnxft.runtime.engine import Arrays
+from onnxft.arrays import Arrays
+from onnxft.errors import ArtifactError, ProviderError
+from onnxft.files import new_directory, new_file, recover, remove_parts, sha256, write_atomically
 from onnxft.runtime.session import TrainSession
 from onnxft.tensor_file import write_tensors
 from onnxft.training.config import TrainConfig
 from onnxft.training.confusion import Confusion
 from onnxft.training.curves import can_plot, plot_curves
 from onnxft.training.position import Position
+from onnxft.training.result_tables import RESULTS, TIMINGS, Row, read_table, table_bytes
+from onnxft.training.run_directory import require_new
 from onnxft.training.warm_start import read_weights
-from onnxft.yaml_file import read_yaml
 
-Row = dict[str, float]
 T = TypeVar("T")
 _POSITION = "loop.json"
 _SUMMARY = "metrics.json"
@@ -61,10 +58,9 @@ _COMPLETE = "complete.json"
 
 That of results.csv is of the rows that were there: after a crash the file may have one more.
 """
-_RESULTS, _TIMINGS = "results.csv", "timings.csv"
 _FILES = (
-    "model.onnx", "adapter/*", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _MEMORY, _RESULTS,
-    _TIMINGS, "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml",
+    "model.onnx", "adapter/*", "weights/best.safetensors", "weights/last.safetensors", _SUMMARY, _MEMORY, RESULTS,
+    TIMINGS, "curves.png", _CONFUSION, "confusion_matrix.png", "train.log", "events.out.tfevents.*", "config.yaml",
     "env.json", "checkpoints/last",
 )  # fmt: skip
 
@@ -95,7 +91,7 @@ class Records:
         """
         place = recover(directory / "checkpoints" / "last")
         complete = _decoded(place / _COMPLETE, dict[str, str])
-        results = complete.pop(_RESULTS, None)
+        results = complete.pop(RESULTS, None)
         # What is there without a digest was put there by somebody else.
         for name in sorted({*complete, *(file.name for file in place.iterdir())} - {_COMPLETE}):
             if not (place / name).is_file() or sha256(place / name) != complete.get(name):
@@ -105,10 +101,10 @@ class Records:
                     f"{directory / 'weights' / 'last.safetensors'}."
                 )
         session.load_checkpoint(place)
-        records = cls(directory, *(_read(directory / name, position.epoch) for name in (_RESULTS, _TIMINGS)))
-        if hashlib.sha256(_table(records.rows)).hexdigest() != results:
+        records = cls(directory, *(read_table(directory / name, position.epoch) for name in (RESULTS, TIMINGS)))
+        if hashlib.sha256(table_bytes(records.rows)).hexdigest() != results:
             raise ArtifactError(
-                f"'{directory / _RESULTS}' was changed since the checkpoint, so this run cannot be resumed. Put the "
+                f"'{directory / RESULTS}' was changed since the checkpoint, so this run cannot be resumed. Put the "
                 "file back, or begin a new run."
             )
         return records
@@ -156,7 +152,7 @@ class Records:
             (beside / "session").rmdir()
             write_atomically(beside / _POSITION, msgspec.json.encode(position))
             complete = {file.name: sha256(file) for file in sorted(beside.iterdir())}
-            complete[_RESULTS] = hashlib.sha256(_table(self.rows)).hexdigest()
+            complete[RESULTS] = hashlib.sha256(table_bytes(self.rows)).hexdigest()
             write_atomically(beside / _COMPLETE, msgspec.json.format(msgspec.json.encode(complete)))
 
     def finish(self, session: TrainSession, best_epoch: int) -> list[str]:
@@ -205,79 +201,13 @@ class Records:
             write_atomically(table.with_suffix(".png"), confusion.to_png(title))
 
     def _write_tables(self) -> None:
-        write_atomically(self.directory / _RESULTS, _table(self.rows))
-        write_atomically(self.directory / _TIMINGS, _table(self.timings))
-
-
-@contextmanager
-def keeping(directory: Path) -> Iterator[None]:
-    """A WriteError of the block says how the run goes on; a run that has saved nothing yet leaves nothing behind.
-
-    So what is found wrong before the first step, in the data that is evaluated too, has cost no directory.
-    """
-    existed = directory.exists()
-    missing = [folder for folder in directory.parents if not folder.exists()]
-    try:
-        yield
-    except BaseException as err:
-        place = recover(directory / "checkpoints" / "last")
-        if not existed and not place.exists() and isinstance(err, OnnxftError):
-            shutil.rmtree(directory, ignore_errors=True)
-            for folder in missing:
-                with suppress(OSError):  # what another run has begun to fill stays
-                    folder.rmdir()
-        if not isinstance(err, WriteError):
-            raise
-        whole = f"The checkpoint '{place}' is whole" if place.exists() else "Nothing was trained yet"
-        go_on = f"go on with --resume --run {directory}" if place.exists() else "begin again"
-        raise WriteError(err.path, err.reason, f"{whole}: make room, then {go_on}.") from err
-
-
-def saved_config(directory: Path) -> TrainConfig:
-    """The configuration that a run was begun with; ArtifactError where there is no run."""
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise ArtifactError(f"there is no run to resume in '{directory}'. Leave --resume out to begin one.")
-    return TrainConfig.from_mapping(read_yaml(path), f"'{path}'")
+        write_atomically(self.directory / RESULTS, table_bytes(self.rows))
+        write_atomically(self.directory / TIMINGS, table_bytes(self.timings))
 
 
 def read_position(directory: Path) -> Position:
     """Where the checkpoint of a run stands; ArtifactError where there is none, or it is damaged."""
     return _decoded(recover(directory / "checkpoints" / "last") / _POSITION, Position)
-
-
-def is_blank(directory: Path) -> bool:
-    """Whether a run was killed before its first checkpoint, so that nothing is lost when it begins once more."""
-    results = directory / _RESULTS
-    lines = results.read_bytes().count(b"\n") if results.exists() else 0
-    return not recover(directory / "checkpoints" / "last").exists() and lines <= 2
-
-
-def require_new(directory: Path) -> None:
-    """ConfigError if anything is in the directory, but for what was killed before it was written."""
-    if directory.exists() and (not directory.is_dir() or any(not is_part(entry) for entry in directory.iterdir())):
-        raise ConfigError(
-            f"'{directory}' exists already, and a run never writes into another. "
-            "Add --resume to continue that run, or name another directory with --run."
-        )
-
-
-def next_directory(runs: Path, name: str) -> Path:
-    """`<runs>/<name>-<n>` with the smallest n above all that are there."""
-    return runs / f"{name}-{max(_numbers(runs, name), default=0) + 1}"
-
-
-def newest_directory(runs: Path, name: str) -> Path:
-    """`<runs>/<name>-<n>` with the greatest n; ArtifactError where there is none."""
-    found = _numbers(runs, name)
-    if not found:
-        raise ArtifactError(f"there is no run '{runs / name}-<n>' to resume. Name the run with --run.")
-    return runs / f"{name}-{max(found)}"
-
-
-def _numbers(runs: Path, name: str) -> list[int]:
-    tails = [p.name.removeprefix(f"{name}-") for p in runs.glob("*") if p.name.startswith(f"{name}-")]
-    return [int(tail) for tail in tails if tail.isdecimal()]
 
 
 def _decoded(path: Path, kind: type[T]) -> T:
@@ -289,35 +219,6 @@ def _decoded(path: Path, kind: type[T]) -> T:
         ) from None
     except msgspec.MsgspecError as err:
         raise ArtifactError(f"'{path}' is damaged: {err}. Begin a new run.") from err
-
-
-def _table(rows: Sequence[Mapping[str, float]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v != v else repr(v) for k, v in row.items()} for row in rows)
-    return text.getvalue().encode()
-
-
-def _read(path: Path, last_epoch: int) -> list[Row]:
-    """The rows of a table for the epochs from 0 to the last; ArtifactError where they are not there."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        kept = [row for row in rows if row["epoch"] <= last_epoch]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as err:
-        raise ArtifactError(f"'{path}' is missing or damaged ({err!r}), so this run cannot be resumed.") from err
-    if [row["epoch"] for row in kept] != list(range(last_epoch + 1)):
-        raise ArtifactError(
-            f"'{path}' has not one row for each epoch from 0 to {last_epoch}, so this run cannot be resumed."
-        )
-    return kept
-
-
-def _number(text: str) -> float:
-    if not text:
-        return math.nan
-    return int(text) if text.isdecimal() else float(text)
 
 
 def _without_nan(value: object) -> object:

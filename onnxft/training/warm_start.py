@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from onnxft.arrays import Array
 from onnxft.errors import ArtifactError
 from onnxft.runtime.adapters.adapter import read_adapter
-from onnxft.runtime.engine import Array
 from onnxft.runtime.session import TrainSession
 from onnxft.training.config import TrainConfig
 

@@ -15,6 +15,7 @@ from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
 from onnxft.benchmark.shared import SharedBaselines
 from onnxft.manifest import BATCH, FILE_NAME, GraphFile, Loss, Manifest, Optimizer, Parameter, Port
+from onnxft.manifest_file import manifest_json
 
 
 def _manifest(*, random: bool = False) -> Manifest:
@@ -39,7 +40,7 @@ def _manifest(*, random: bool = False) -> Manifest:
 
 def _artifact(directory: Path, *, random: bool = False) -> Path:
     directory.mkdir(exist_ok=True)
-    (directory / FILE_NAME).write_bytes(_manifest(random=random).to_json())
+    (directory / FILE_NAME).write_bytes(manifest_json(_manifest(random=random)))
     return directory
 
 

@@ -15,7 +15,7 @@ from onnxft.benchmark.config import BenchConfig, Side
 from onnxft.benchmark.exchange import Request
 from onnxft.benchmark.run import bench
 from onnxft.errors import ModelError, ProviderError
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 
@@ -87,7 +87,7 @@ def request_for(folder: Path, side: str = "torch", factory: str = "make", scenar
 )
 def test_torch_trains_the_adapters_of_the_artifact(tmp_path: Path, options: Any, trained: int) -> None:
     artifact = export(tmp_path, **options)
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert manifest.num_trainable == trained
     measurement, gradients = torch_baseline.run(request_for(tmp_path))
     batch = random_batch(manifest, 6, seed=0)
@@ -116,7 +116,7 @@ def test_torch_trains_the_adapters_of_the_artifact(tmp_path: Path, options: Any,
 def test_an_inference_has_the_adapters_too(tmp_path: Path) -> None:
     artifact = export(tmp_path, lora_targets=["conv.weight"])
     _, outputs = torch_baseline.run(request_for(tmp_path, scenario="inference"))
-    batch = random_batch(Manifest.load(artifact), 6, seed=0)
+    batch = random_batch(read_manifest(artifact), 6, seed=0)
     with TrainSession(artifact, threads=1, batch_size=6) as session:
         (name, expected), *_ = session.predict({"image": batch["image"]}).items()
     np.testing.assert_allclose(outputs[name], expected, rtol=1e-4, atol=1e-6)
@@ -154,6 +154,6 @@ def test_onnxruntime_training_trains_them_too(tmp_path: Path) -> None:
     other, cpu = bench(artifact, config).rows
     assert (other.reason, cpu.reason) == (None, None)
     assert cpu.numerics is not None
-    assert set(cpu.numerics.by_parameter) == {p.name for p in Manifest.load(artifact).parameters}
+    assert set(cpu.numerics.by_parameter) == {p.name for p in read_manifest(artifact).parameters}
     assert cpu.numerics.gradient_difference is not None
     assert cpu.numerics.gradient_difference < 1e-4

@@ -19,7 +19,8 @@ from onnxft.benchmark.config import BenchConfig, Side
 from onnxft.benchmark.exchange import Request
 from onnxft.benchmark.run import bench
 from onnxft.errors import ConfigError, ModelError, ProviderError
-from onnxft.manifest import FILE_NAME, Loss, Manifest, Optimizer, ParameterGroup
+from onnxft.manifest import FILE_NAME, Loss, Optimizer, ParameterGroup
+from onnxft.manifest_file import manifest_json, read_manifest
 from onnxft.memory import peak_resident_bytes
 
 pytest.importorskip("torch", reason="the generator exports a torch model")
@@ -48,7 +49,7 @@ def request_for(artifact: Path, python: str = sys.executable, batch_size: int = 
     ],
 )
 def test_work_that_would_differ_is_refused(artifact: Path, changes: dict[str, Any], words: str) -> None:
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     baseline.check_same_work(manifest, manifest)
     with pytest.raises(ModelError) as caught:
         baseline.check_same_work(replace(manifest, **changes), manifest)
@@ -69,7 +70,7 @@ def test_what_it_cannot_express_is_the_reason(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(artifact, copy)
-    (copy / FILE_NAME).write_bytes(replace(Manifest.load(artifact), **changes).to_json())
+    (copy / FILE_NAME).write_bytes(manifest_json(replace(read_manifest(artifact), **changes)))
     with pytest.raises(error) as caught:
         baseline.generate(request_for(copy), tmp_path / "out")
     assert words in str(caught.value)
@@ -95,7 +96,7 @@ def test_it_computes_what_the_provider_does(artifact: Path, scenario: Any) -> No
         assert row.numerics is not None and row.numerics.reference == "ort-training"
         assert row.numerics.loss_difference is not None and row.numerics.loss_difference < 1e-5
         assert row.numerics.gradient_difference is not None and row.numerics.gradient_difference < 1e-4
-        compared = {"output"} if scenario == "inference" else {p.name for p in Manifest.load(artifact).parameters}
+        compared = {"output"} if scenario == "inference" else {p.name for p in read_manifest(artifact).parameters}
         assert set(row.numerics.by_parameter) == compared
     assert np.isfinite([row.ratio.value for row in report.rows if row.ratio]).all()
     assert json.loads(report.to_json())["reference"] == "ort-training"

@@ -10,7 +10,7 @@ import onnxft
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.report import Report
 from onnxft.benchmark.run import bench
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 
 pytest.importorskip("torch", reason="the baseline needs torch")
 
@@ -60,7 +60,7 @@ def test_the_row_says_how_fast_where_and_with_how_much_memory(report: Report) ->
 
 
 def test_every_side_has_its_peaks_its_floor_and_its_operators(report: Report, digits_artifact: Path) -> None:
-    work = Manifest.load(digits_artifact).work
+    work = read_manifest(digits_artifact).work
     assert work is not None
     assert (report.work.flops, report.work.bytes) == (work.flops, work.bytes)
     for row in report.rows[:2]:
@@ -90,7 +90,7 @@ def test_steps_on_kept_features_are_compared_with_whole_ones_of_torch(tmp_path: 
     )
     report = bench(artifact, config)
     torch, cpu = report.rows
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert manifest.work is not None
     assert manifest.work_from_features is not None
     assert torch.measurement is not None

@@ -34,6 +34,7 @@ from onnxft.manifest import (
     ParameterGroup,
     Port,
 )
+from onnxft.manifest_file import manifest_json, read_manifest
 from onnxft.runtime.random_batch import _labels, random_batch
 from onnxft.step.losses import label_type, loss_builder
 
@@ -131,7 +132,7 @@ def request_of(tmp_path: Path) -> Any:
         for name in ("t.onnx", "e.onnx"):
             (artifact / name).write_bytes(b"\x08\x0a")  # ir_version 10 and no graph: no side opens it
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in artifact.iterdir()}
-        (artifact / FILE_NAME).write_bytes(replace(manifest, files=files).to_json())
+        (artifact / FILE_NAME).write_bytes(manifest_json(replace(manifest, files=files)))
         source = f"{tmp_path / 'net.py'}:{factory}"
         config = BenchConfig(
             providers=providers, baselines=(side,), source=source, scenario=scenario, min_steps=2, min_seconds=0,
@@ -297,10 +298,10 @@ def test_work_that_would_differ_is_refused(request_of: Any, factory: str, change
 
 def test_a_value_outside_the_listed_files_is_not_read(request_of: Any) -> None:
     request = request_of(ranges=True)
-    manifest = Manifest.load(Path(request.artifact))
+    manifest = read_manifest(Path(request.artifact))
     outside = replace(manifest.parameters[0], inference=ByteRange("../net.py", 0, 48))
     manifest = replace(manifest, parameters=(outside, manifest.parameters[1]))
-    (Path(request.artifact) / FILE_NAME).write_bytes(manifest.to_json())
+    (Path(request.artifact) / FILE_NAME).write_bytes(manifest_json(manifest))
     with pytest.raises(ArtifactError, match=r"'fc\.weight' lies in the file '\.\./net\.py', which has no sha256"):
         torch_baseline.run(request)
 

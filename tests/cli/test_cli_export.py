@@ -18,7 +18,8 @@ from onnxft.api import Plan
 from onnxft.cli.export import export
 from onnxft.cli.main import main
 from onnxft.errors import ExitStatus
-from onnxft.manifest import Manifest, ParameterGroup
+from onnxft.manifest import ParameterGroup
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.artifact import load_artifact
 
 MODELS = Path(__file__).parent.parent / "models.py"
@@ -68,7 +69,7 @@ def test_export_writes_an_artifact_and_says_what_is_next(onnxft_command: Command
     assert (done.code, done.err) == (0, "")
     assert "3 of 6 parameters are trained: 102 of 195 values (52.3%)." in done.out
     assert "Next: onnxft train artifacts/mlp --data" in done.out
-    manifest = Manifest.load(tmp_path / "artifacts" / "mlp")
+    manifest = read_manifest(tmp_path / "artifacts" / "mlp")
     assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias", "fc3.weight"]
     assert (manifest.batch_size, manifest.classes) == (6, tuple("abcde"))
     assert (manifest.optimizer.options, manifest.optimizer.weight_decay) == ({"momentum": 0.9, "nesterov": 0.0}, 0.1)
@@ -84,9 +85,9 @@ def test_how_pictures_are_made_is_stored_and_checked(onnxft_command: Command, tm
     assert "preprocess size is 32,32, the model takes pictures of 28,28 (height,width)" in done.err
     assert not (tmp_path / "a").exists()
     assert onnxft_command(*digits, "--config", "c.yaml", "--out", "a").code == 0
-    assert Manifest.load(tmp_path / "a").preprocessing == {"mean": [0.5], "std": [0.25], "size": [28, 28]}
+    assert read_manifest(tmp_path / "a").preprocessing == {"mean": [0.5], "std": [0.25], "size": [28, 28]}
     done = onnxft_command(*digits, "--config", "c.yaml", "--preprocess", "color=L", "--out", "b")
-    assert Manifest.load(tmp_path / "b").preprocessing == {"color": "L"}
+    assert read_manifest(tmp_path / "b").preprocessing == {"color": "L"}
 
 
 def test_loss_options_and_groups_from_flags_and_file(onnxft_command: Command, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_loss_options_and_groups_from_flags_and_file(onnxft_command: Command, tm
     )
     done = onnxft_command("export", MLP, "--config", "c.yaml", "--decay", "fc3.*=0.2", "--out", "a")
     assert (done.code, done.err) == (0, "")
-    manifest = Manifest.load(tmp_path / "a")
+    manifest = read_manifest(tmp_path / "a")
     assert (manifest.loss.class_weights, manifest.loss.label_smoothing) == ((1, 2, 3, 4, 5), 0.1)
     assert [p.group for p in manifest.parameters] == [
         "lr_0.1", "lr_0.1_no_decay", "default", "no_decay", "decay_0.2", "decay_0.2",
@@ -182,7 +183,7 @@ def test_a_file_gives_values_and_flags_override_them(onnxft_command: Command, tm
     )
     done = onnxft_command("export", MLP, "--config", "c.yaml", "--batch-size", "3", "--train", "fc2.*", "--out", "a")
     assert (done.code, done.err) == (0, "")
-    manifest = Manifest.load(tmp_path / "a")
+    manifest = read_manifest(tmp_path / "a")
     assert (manifest.batch_size, manifest.optimizer.kind) == (3, "sgd")
     assert manifest.optimizer.options == {"momentum": 0.5, "nesterov": 0.0}
     assert [p.name for p in manifest.parameters] == ["fc2.weight", "fc2.bias"]
@@ -303,7 +304,7 @@ def test_a_file_and_its_dimensions(onnxft_command: Command, tmp_path: Path) -> N
     Path("c.yaml").write_text("dimensions: {s: 4}\nloss: mse\n", encoding="utf-8")
     done = onnxft_command("export", "net.onnx", "--config", "c.yaml")
     assert (done.code, done.err) == (0, "")
-    assert Manifest.load(tmp_path / "artifacts" / "net").dimensions == {"s": 4}
+    assert read_manifest(tmp_path / "artifacts" / "net").dimensions == {"s": 4}
 
 
 def test_an_operator_without_rule_ends_with_its_code(onnxft_command: Command, tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ def test_frozen_weights_in_fewer_bytes_are_told(onnxft_command: Command) -> None
 )
 def test_recomputation_is_recorded_and_shown(arguments: list[str], blocks: int, onnxft_command: Command) -> None:
     assert onnxft_command("export", f"{MODELS}:adaptable", "--out", "made", *arguments).code == 0
-    manifest = Manifest.load(Path("made"))
+    manifest = read_manifest(Path("made"))
     assert manifest.recompute == blocks
     expected = {"train.recomputed.onnx", "gradients.recomputed.onnx"} if blocks else set()
     assert {name for name in manifest.files if "recomputed" in name} == expected
@@ -411,7 +412,7 @@ def test_half_precision_has_files_beside_those_of_float32(onnxft_command: Comman
         "export", MLP, "--out", "both", "--precision", "float16", "--precision", "bfloat16"
     )  # fmt: skip
     assert (plain.code, both.code) == (0, 0)
-    manifests = [Manifest.load(Path(place)) for place in ("plain", "both")]
+    manifests = [read_manifest(Path(place)) for place in ("plain", "both")]
     assert manifests[0].half == {}
     added = {f"{role}.{precision}.onnx" for role in ("gradients", "eval") for precision in ("float16", "bfloat16")}
     assert set(manifests[1].files) - set(manifests[0].files) == added

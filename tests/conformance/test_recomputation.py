@@ -14,7 +14,7 @@ from tolerances import side
 from torch import nn
 
 import onnxft
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.providers import PROVIDERS
 from onnxft.runtime.random_batch import random_batch
@@ -64,7 +64,7 @@ def test_recomputation_leaves_gradients_and_placement(
     artifact = onnxft.export(
         *source(), tmp_path / "artifact", recompute=True, precision=[execution.precision] if typed else [], **options
     )
-    assert (Manifest.load(artifact).frozen_weights is None) == ("frozen_precision" not in options)
+    assert (read_manifest(artifact).frozen_weights is None) == ("frozen_precision" not in options)
     gradients, fallen = [], []
     for recompute in (False, True):
         with onnxft.TrainSession(

@@ -13,7 +13,7 @@ from conformance_subjects import ROWS, SUBJECTS, torch_losses
 from test_twenty_steps import OPTIMIZERS, TOLERANCE
 
 import onnxft
-from onnxft.runtime.batches import draw
+from onnxft.runtime.random_inputs import draw
 
 NORMED = SUBJECTS["normed"]
 

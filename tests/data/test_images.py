@@ -10,7 +10,7 @@ from data_manifests import manifest_of, picture_manifest
 from onnxft.data import images
 from onnxft.data.images import open_folder
 from onnxft.data.options import DataOptions
-from onnxft.data.preprocess import prepare
+from onnxft.data.prepare import prepare
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import Loss
 

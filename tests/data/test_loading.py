@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from onnxft.arrays import Array
 from onnxft.data.arrays import ArrayDataset
-from onnxft.data.dataset import Array, Batch
+from onnxft.data.dataset import Batch
 from onnxft.data.loading import RowLoader
 from onnxft.data.sampler import Sampler
 from onnxft.data.subset import Subset, split

@@ -8,7 +8,9 @@ from data_manifests import manifest_of, picture_manifest
 
 from onnxft.data import decode as decoding
 from onnxft.data.decode import decode, header, picture_suffixes
-from onnxft.data.preprocess import Preprocess, parse, plain, prepare, preprocess_for
+from onnxft.data.prepare import prepare
+from onnxft.data.preprocess import Preprocess, preprocess_for
+from onnxft.data.preprocess_keys import parse, plain
 from onnxft.errors import ConfigError, DataError
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed here")

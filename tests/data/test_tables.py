@@ -9,7 +9,7 @@ from data_manifests import manifest_of, picture_manifest
 
 from onnxft.data import rows
 from onnxft.data.options import DataOptions
-from onnxft.data.preprocess import prepare
+from onnxft.data.prepare import prepare
 from onnxft.data.tables import open_table
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import Loss

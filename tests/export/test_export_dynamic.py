@@ -16,7 +16,8 @@ from onnxft.errors import ModelError
 from onnxft.exporters import legacy
 from onnxft.exporters.pytorch import export_module
 from onnxft.graph.shapes import dims
-from onnxft.manifest import BATCH, Manifest
+from onnxft.manifest import BATCH
+from onnxft.manifest_file import read_manifest
 
 DYNAMIC = {"x": {1: "sequence"}}
 X = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(1))
@@ -42,7 +43,7 @@ def test_a_session_fixes_the_length(length: int, tmp_path: Path) -> None:
     torch.manual_seed(3)
     module = Tokens()
     artifact = onnxft.export(module, X, tmp_path / "a", dynamic_shapes=DYNAMIC)
-    assert Manifest.load(artifact).dimensions == {"sequence": 9}
+    assert read_manifest(artifact).dimensions == {"sequence": 9}
     x, labels = np.random.default_rng(2).standard_normal((2, length, 4)).astype(np.float32), np.array([4, 1])
     with onnxft.TrainSession(artifact, threads=1, batch_size=2, dimensions={"sequence": length}) as session:
         found = session.gradients({"x": x, "labels": labels})

@@ -19,7 +19,8 @@ from onnxft.exporters.autograd import look
 from onnxft.exporters.pytorch import export_module
 from onnxft.graph.normalize import normalize
 from onnxft.graph.shapes import dims
-from onnxft.manifest import BATCH, Manifest
+from onnxft.manifest import BATCH
+from onnxft.manifest_file import read_manifest
 
 
 class TwoInputs(nn.Module):
@@ -246,7 +247,7 @@ def test_a_new_export_replaces_the_old_artifact(tmp_path: Path) -> None:
     onnxft.export(nn.Linear(7, 3), X, place, batch_size=2)
     (place / "left_over.onnx").write_bytes(b"old")
     onnxft.export(nn.Linear(7, 5), X, place, classes=list("abcde"), preprocessing={"mean": [0.5]})
-    manifest = Manifest.load(place)
+    manifest = read_manifest(place)
     assert (manifest.batch_size, manifest.loss.num_classes) == (4, 5)
     assert (manifest.classes, manifest.preprocessing) == (tuple("abcde"), {"mean": [0.5]})
     assert {p.name for p in place.iterdir()} == {"manifest.json", *manifest.files}

@@ -15,8 +15,9 @@ import onnxft
 from onnxft.api import plan
 from onnxft.errors import ModelError
 from onnxft.exporters.pytorch import export_module
-from onnxft.manifest import BATCH, Manifest
-from onnxft.runtime.batches import draw
+from onnxft.manifest import BATCH
+from onnxft.manifest_file import read_manifest
+from onnxft.runtime.random_inputs import draw
 from onnxft.step.build import build_step
 
 Behaviour = Callable[[torch.Tensor, bool], torch.Tensor]
@@ -78,7 +79,7 @@ def test_training_draws_and_inference_does_not(kind: str, tmp_path: Path) -> Non
     module = Noisy(behaviour)
     x = torch.randn(ROWS, 6)
     artifact = onnxft.export(module, x, tmp_path / "a")
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     (port,) = manifest.graphs["gradients"].named("random")
     assert port.shape == shape
     assert not manifest.graphs["eval"].named("random")

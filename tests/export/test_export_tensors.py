@@ -19,7 +19,8 @@ from onnxft.errors import ModelError
 from onnxft.exporters.check import check_tensors
 from onnxft.exporters.pytorch import export_module, state_tensors
 from onnxft.graph.normalize import OPSET, normalize
-from onnxft.manifest import BATCH, Manifest
+from onnxft.manifest import BATCH
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.session import TrainSession
 
 ROWS = 5
@@ -70,7 +71,7 @@ def test_equal_values_grow_apart_in_training_and_ties_do_not(exported: Callable[
             torch.nn.functional.cross_entropy(module(torch.tensor(x)), torch.tensor(labels)).backward()
             optimizer.step()
         found = session.parameters
-    assert Manifest.load(artifact).parameters[0].tied_to == ("back.weight",)
+    assert read_manifest(artifact).parameters[0].tied_to == ("back.weight",)
     assert found.keys() == dict(module.named_parameters()).keys()
     for one, other in (("fc.bias", "norm1.bias"), ("norm1.weight", "norm2.weight")):
         assert np.abs(found[one] - found[other]).min() > 1e-5

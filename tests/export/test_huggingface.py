@@ -17,7 +17,8 @@ import onnxft  # noqa: E402
 from onnxft.api import plan  # noqa: E402
 from onnxft.errors import ConfigError, ModelError  # noqa: E402
 from onnxft.exporters.huggingface import FILES, export_directory  # noqa: E402
-from onnxft.manifest import Loss, Manifest  # noqa: E402
+from onnxft.manifest import Loss  # noqa: E402
+from onnxft.manifest_file import read_manifest  # noqa: E402
 
 TEXT = {
     "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
@@ -84,7 +85,7 @@ def test_the_config_says_what_the_model_is(
     artifacts: dict[str, Path], task: str, inputs: tuple[str, ...], loss: Loss, classes: tuple[str, ...],
     dimensions: dict[str, int],
 ) -> None:  # fmt: skip
-    manifest = Manifest.load(artifacts[task])
+    manifest = read_manifest(artifacts[task])
     assert tuple(p.name for p in manifest.graphs["eval"].named("input")) == inputs
     assert (manifest.loss, manifest.classes, manifest.dimensions) == (loss, classes, dimensions)
     assert [p.name for p in manifest.graphs["eval"].named("output", "outputs")] == ["logits"]

@@ -15,7 +15,7 @@ from onnxft.exporters import shapes
 from onnxft.exporters.onnx_file import export_file
 from onnxft.exporters.shapes import complete_shapes
 from onnxft.graph.shapes import Dim, dims, set_dims
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.session import TrainSession
 
 S = {"s": 12}
@@ -124,7 +124,7 @@ def test_a_mask_of_a_composed_shape_is_drawn(tmp_path: Path) -> None:
     constants = {"w": random(6, 4), "flat": np.array([-1, 6]), "four": np.array([4]), "ratio": np.float32(0.5)}
     path = save(text, tmp_path / "m.onnx", **constants, one=ONES["one"])
     artifact = onnxft.export(path, directory=tmp_path / "made", dimensions={"s": 5}, batch_size=3)
-    (mask,) = Manifest.load(artifact).graph("train").named("random")
+    (mask,) = read_manifest(artifact).graph("train").named("random")
     assert mask.shape == ("batch*s", 4)
     for size in (5, 2):
         with TrainSession(artifact, threads=1, dimensions={"s": size}) as session:

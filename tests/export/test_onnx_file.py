@@ -20,7 +20,7 @@ from onnxft.exporters.onnx_file import export_file
 from onnxft.files import sha256
 from onnxft.graph.forward import Forward
 from onnxft.graph.shapes import dims
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def ops(forward: Forward, which: str) -> list[str]:
 def test_a_path_is_a_source_and_the_file_is_left_as_it_is(source: Any, path: Path, tmp_path: Path) -> None:
     before = sha256(save_mlp(path))
     artifact = onnxft.export(source(path), directory=tmp_path / "made", trainable=["fc2_*"])
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert [p.name for p in manifest.parameters] == ["fc2_weight", "fc2_bias"]
     assert (manifest.batch_size, manifest.frozen_parameters, manifest.loss.num_classes) == (16, 7 * 11 + 11, 5)
     assert sha256(path) == before
@@ -198,7 +198,7 @@ TOKEN_WEIGHTS = {
 def test_an_open_dimension_takes_the_size_that_was_given(path: Path, tmp_path: Path) -> None:
     save(TOKENS, path, **TOKEN_WEIGHTS)
     artifact = onnxft.export(path, directory=tmp_path / "made", dimensions={"sequence": 6}, batch_size=2)
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert manifest.dimensions == {"sequence": 6}
     batch = {"ids": np.ones((2, 6), np.int64), "mask": np.ones((2, 6), np.float32), "labels": np.array([0, 3])}
     with onnxft.TrainSession(artifact, threads=1) as session:
@@ -312,7 +312,7 @@ def test_a_fixed_batch_is_opened(rows: int, nodes: str, constants: dict[str, Any
     weights = {n: np.asarray(v) for n, v in constants.items()}
     save(f"g (float[{rows},3] x) => (float[{rows},2] y) {{ {nodes} }}", path, w=random(3, 2), **weights)
     artifact = onnxft.export(path, directory=tmp_path / "made")
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert manifest.batch_size == rows
     x = random(rows, 3)
     (expected,) = ort.InferenceSession(path).run(None, {"x": x})
@@ -364,7 +364,7 @@ def test_dropout_of_a_file_trains_with_a_mask(path: Path, tmp_path: Path) -> Non
     text = "g (float[N,3] x) => (float[N,2] y) { a = Dropout(x)  h = MatMul(a, w)  y = Dropout(h, r) }"
     save(text, path, w=random(3, 2), r=np.float32(0.25))
     artifact = onnxft.export(path, directory=tmp_path / "made", batch_size=4)
-    drawn = Manifest.load(artifact).graph("train").named("random")
+    drawn = read_manifest(artifact).graph("train").named("random")
     assert sorted((p.shape, p.distribution.ratio) for p in drawn if p.distribution) == [
         (("batch", 2), 0.25), (("batch", 3), 0.5),
     ]  # fmt: skip
@@ -414,7 +414,7 @@ def test_a_file_of_another_opset_is_trained(
     text = f"g (float[N,3] x) => (float[N,2] y) {{ {nodes} }}"
     save(text, path, opset=opset, ir_version=10 if opset > 20 else 8, w=random(3, 2), **weights)
     artifact = onnxft.export(path, directory=tmp_path / "made", batch_size=4)
-    assert len(Manifest.load(artifact).graph("train").named("random")) == ("Dropout" in nodes)
+    assert len(read_manifest(artifact).graph("train").named("random")) == ("Dropout" in nodes)
     x = random(4, 3, seed=1)
     (expected,) = ort.InferenceSession(path).run(None, {"x": x})
     with onnxft.TrainSession(artifact, threads=1) as session:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import onnxft
 from onnxft.errors import ArtifactError
 from onnxft.graph import io
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 
 BATCH = {"x": random(8, 7), "labels": np.arange(8) % 5}
 
@@ -30,7 +30,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_artifact_has_the_weights_in_a_file_beside(artifact: Path) -> None:
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert {p.inference.file for p in manifest.parameters if p.inference} == {"infer.onnx.data"}
     assert "infer.onnx.data" in manifest.files
     weights = load_file(artifact / "infer.onnx.data")

@@ -13,16 +13,15 @@ import onnx_ir as ir
 import onnxruntime
 import overrides
 import torch
-from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxft.arrays import Array
 from onnxft.grad.backward import backward
 from onnxft.graph.builder import Op, add_input, builder, cast_like, is_float
 from onnxft.graph.normalize import OPSET
 from onnxft.graph.shapes import dims
 
-Array = NDArray[Any]
 IR_VERSION = 10
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 from reference_recurrent import GRU, LSTM, RNN, Scan
 from torch.nn import functional
 
-Array = NDArray[Any]
+from onnxft.arrays import Array
+
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 

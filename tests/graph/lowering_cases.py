@@ -10,13 +10,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxft.arrays import Array
 from onnxft.graph.opset import convert
 
-Array = NDArray[Any]
 Spec = tuple[int, ...] | Array | None
 """An input: a shape is drawn from the normal distribution, an array is itself, None is absent."""
 

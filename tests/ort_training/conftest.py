@@ -13,7 +13,8 @@ from ort_training_models import BATCH_SIZE, CASES, choose, make_batches, make_fo
 
 from onnxft.errors import ProviderError
 from onnxft.generators.ort_training.generate import generate
-from onnxft.manifest import SAMPLE_WEIGHTS, Manifest
+from onnxft.manifest import SAMPLE_WEIGHTS
+from onnxft.manifest_file import read_manifest
 from onnxft.ort_training_environment import find_python
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.ort_training.engine import OrtTrainingEngine
@@ -73,7 +74,7 @@ def make_engine(ort_artifact: Callable[..., Path], form: str) -> Iterator[Callab
         case: str, directory: Path | None = None, asked: Execution | None = None, **options: Any
     ) -> OrtTrainingEngine:
         place = directory or ort_artifact(case, standalone=form == "standalone")
-        engine = OrtTrainingEngine(place, Manifest.load(place), asked or Execution(threads=1), **options)
+        engine = OrtTrainingEngine(place, read_manifest(place), asked or Execution(threads=1), **options)
         opened.append(engine)
         return engine
 

@@ -20,7 +20,7 @@ from torch import nn
 from onnxft.api import plan
 from onnxft.errors import ArtifactError, SelectionError
 from onnxft.generators.ort_training import generate, worker
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.ort_training import engine
 from onnxft.runtime.ort_training import worker as engine_worker
 from onnxft.runtime.session import TrainSession
@@ -73,7 +73,7 @@ def a_missing_evaluation_graph_is_named(folder: Path) -> None:
     artifact = export(nn.Sequential(nn.Linear(4, 3)), torch.zeros(ROWS, 4), folder / "a")
     (artifact / "eval_model.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"eval_model\.onnx' is missing"):
-        engine.OrtTrainingEngine(artifact, Manifest.load(artifact))
+        engine.OrtTrainingEngine(artifact, read_manifest(artifact))
 
 
 def an_evaluation_is_no_crash(folder: Path) -> None:

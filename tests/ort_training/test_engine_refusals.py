@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
-from onnxft.manifest import FILE_NAME, Manifest
+from onnxft.manifest import FILE_NAME
+from onnxft.manifest_file import manifest_json, read_manifest
 from onnxft.runtime.engine import Hyper
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.ort_training.engine import OrtTrainingEngine
@@ -112,9 +113,9 @@ def test_a_baked_norm_takes_no_other(
     make_engine: MakeEngine, ort_artifact: OrtArtifact, batch_of: BatchOf, tmp_path: Path
 ) -> None:
     directory = shutil.copytree(ort_artifact("mlp_adamw"), tmp_path / "artifact")
-    manifest = Manifest.load(directory)
+    manifest = read_manifest(directory)
     baked = dataclasses.replace(manifest.optimizer, options={**manifest.optimizer.options, "max_norm": 0.5})
-    (directory / FILE_NAME).write_bytes(dataclasses.replace(manifest, optimizer=baked).to_json())
+    (directory / FILE_NAME).write_bytes(manifest_json(dataclasses.replace(manifest, optimizer=baked)))
     engine, batch = make_engine("mlp_adamw", directory), batch_of("mlp_adamw", 0)
     with pytest.raises(ConfigError, match=r"max_norm is 2.0, but the optimizer graph clips to 0.5 already"):
         engine.step(batch, hyper_of(engine, 0.1, max_norm=2.0))

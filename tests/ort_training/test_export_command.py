@@ -12,6 +12,7 @@ from onnxft.cli.export import export
 from onnxft.cli.inspect import inspect
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.memory import size_text
 from onnxft.ort_training_environment import PYTHON_VARIABLE
 
@@ -23,7 +24,7 @@ needs_environment = pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason
 def exported(directory: Path, model: str, *options: str) -> Manifest:
     arguments = [f"{MODELS}:{model}", "--out", str(directory), *options]
     assert CliRunner().invoke(export, arguments, catch_exceptions=False).exit_code == 0
-    return Manifest.load(directory)
+    return read_manifest(directory)
 
 
 def shown(directory: Path) -> list[str]:

@@ -19,6 +19,7 @@ from onnxft.generators.ort_training import worker
 from onnxft.generators.ort_training.generate import generate
 from onnxft.graph.forward import Forward
 from onnxft.manifest import BATCH, Loss, Manifest, Optimizer, ParameterGroup, Port
+from onnxft.manifest_file import read_manifest
 from onnxft.step.batch_norm import BatchNorm
 from onnxft.step.select import Selection
 
@@ -211,7 +212,7 @@ def test_request_and_manifest_say_the_same(tmp_path: Path) -> None:
     asked = onnx.load(tmp_path / "forward.onnx")
     assert asked.ir_version <= 10
     assert [t.name for t in asked.graph.initializer][-4:] == [*HEAD, "0.bias"], "their order is that of the vector"
-    manifest = Manifest.load(directory)
+    manifest = read_manifest(directory)
     assert manifest == written
     assert set(manifest.graphs) == {
         "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint", "ort_nominal_checkpoint", "infer",
@@ -290,4 +291,4 @@ def test_a_file_temp_onnx_of_the_working_directory_is_left_alone(
     Path("temp.onnx").write_text("somebody's own")
     generate_case(CASES["mlp_sgd"], Path("made"), python=ort_python)
     assert Path("temp.onnx").read_text() == "somebody's own"
-    assert Manifest.load(Path("made")).parameters
+    assert read_manifest(Path("made")).parameters

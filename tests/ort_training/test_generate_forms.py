@@ -19,7 +19,7 @@ from onnxft.graph.builder import add_input, builder
 from onnxft.graph.forward import Forward, Tensor
 from onnxft.manifest import BATCH, Loss, Manifest
 from onnxft.ort_training_environment import PYTHON_VARIABLE
-from onnxft.runtime.batches import draw
+from onnxft.runtime.random_inputs import draw
 from onnxft.step.loss_options import describe_loss, inputs_of
 
 pytestmark = pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} is not set")

@@ -24,7 +24,7 @@ from onnxft.errors import (
     SelectionError,
 )
 from onnxft.files import sha256
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.session import TrainSession
 from onnxft.training.loop import run
 
@@ -71,7 +71,7 @@ def test_a_selection_that_trains_nothing_is_named(options: dict[str, Any], words
 
 def test_what_does_not_train_is_left_out_of_a_selection_of_all(tmp_path: Path) -> None:
     artifact = export(Model(), X, tmp_path / "a")
-    names = [p.name for p in Manifest.load(artifact).parameters]
+    names = [p.name for p in read_manifest(artifact).parameters]
     assert names == ["inner.weight", "inner.bias", "head.weight", "head.bias"]
 
 

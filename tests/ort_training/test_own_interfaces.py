@@ -14,6 +14,7 @@ from ort_training_models import BATCH_SIZE, CASES, choose, make_batches, make_fo
 
 from onnxft.generators.ort_training.generate import generate
 from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.ort_training_environment import PYTHON_VARIABLE
 
 pytestmark = pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} is not set")
@@ -70,7 +71,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
     def of(run: Run) -> tuple[Manifest, dict[str, np.ndarray]]:
         with np.load(places[run] / "results.npz") as stored:
-            return Manifest.load(places[run]), dict(stored)
+            return read_manifest(places[run]), dict(stored)
 
     return of
 

@@ -15,7 +15,8 @@ import pytest
 
 import onnxft
 from onnxft.errors import ProviderError
-from onnxft.manifest import BATCH, Manifest
+from onnxft.manifest import BATCH
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime import graph_cache
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.graph_cache import OPTION
@@ -85,7 +86,7 @@ def test_numbers_are_the_same_bit_for_bit(model: str, copied: Opened, monkeypatc
 @pytest.mark.parametrize("model", ["convnet", "efficientnet", "normed"])
 def test_nodes_are_executed_in_the_same_order(model: str, copied: Opened, tmp_path: Path) -> None:
     artifact = copied(model)
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     graph = manifest.graph("gradients")
 
     def order(hashes: dict[str, str]) -> list[str]:

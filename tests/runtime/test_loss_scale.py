@@ -21,7 +21,7 @@ import pytest
 from onnxft.api import export
 from onnxft.errors import ArtifactError, DivergedError, ProviderError
 from onnxft.files import sha256
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import manifest_json, read_manifest
 from onnxft.runtime import providers
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.loss_scale import LossScale
@@ -298,8 +298,8 @@ def test_graphs_in_float16_are_checked_before_the_runtime_sees_them(half: Callab
     (place, *_) = (e for t in model.graph.initializer for e in t.external_data if e.key == "location")
     place.value = "../elsewhere.safetensors"
     file.write_bytes(model.SerializeToString())
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     files = {**manifest.files, file.name: sha256(file)}
-    (artifact / "manifest.json").write_bytes(replace(manifest, files=files).to_json())
+    (artifact / "manifest.json").write_bytes(manifest_json(replace(manifest, files=files)))
     with pytest.raises(ArtifactError, match="elsewhere"):
         TrainSession(artifact)

@@ -14,8 +14,8 @@ import pytest
 import onnxft
 from onnxft.errors import ConfigError
 from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.memory import peak_resident_bytes, size_of
-from onnxft.runtime.batches import combined
 from onnxft.runtime.memory_estimate import (
     ACTIVATIONS,
     LIBRARY_BYTES,
@@ -26,19 +26,20 @@ from onnxft.runtime.memory_estimate import (
     Use,
     why_no_estimate,
 )
+from onnxft.runtime.sizes import combined
 
 MLP = 4 * (7 * 11 + 11 + 11 * 6 + 6 + 6 * 5 + 5)
 """Bytes of the parameters that are trained."""
 MEASURED = """
 import json, sys
 from pathlib import Path
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.memory_estimate import MemoryModel, base_bytes
 from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 
 place, rows, base = Path(sys.argv[1]), int(sys.argv[2]), base_bytes()
-manifest = Manifest.load(place)
+manifest = read_manifest(place)
 estimate = MemoryModel(place, manifest, base).estimate([{"batch": rows}])
 session, batch = TrainSession(place, threads=1, batch_size=rows), random_batch(manifest, rows, 0)
 for _ in range(3):
@@ -49,7 +50,7 @@ print(json.dumps([estimate.total - base, session.peak_bytes - base]))
 
 
 def model(place: Path, base: int = 0) -> tuple[MemoryModel, Manifest]:
-    manifest = Manifest.load(place)
+    manifest = read_manifest(place)
     return MemoryModel(place, manifest, base), manifest
 
 

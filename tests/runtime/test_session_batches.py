@@ -11,7 +11,8 @@ import pytest
 
 from onnxft.errors import DataError
 from onnxft.manifest import BATCH, Distribution, Loss, Port
-from onnxft.runtime.batches import check_batch, draw, pad, parts, require_weight
+from onnxft.runtime.batches import check_batch, pad, parts, require_weight
+from onnxft.runtime.random_inputs import draw
 from onnxft.runtime.session import TrainSession
 
 PORTS = (

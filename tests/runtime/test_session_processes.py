@@ -13,7 +13,7 @@ from test_session_sizes import text_artifact, texts  # noqa: F401
 from together import together
 
 from onnxft.errors import ConfigError, DataError
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.processes import Processes, require_divisible
 from onnxft.runtime.session import TrainSession
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_divided_is_refused(exported: Any, change: dict[str, Any]
         with pytest.raises(ConfigError, match=reason):
             TrainSession(exported("normed", **change), processes=Two())
         return
-    manifest = Manifest.load(exported("dropped"))
+    manifest = read_manifest(exported("dropped"))
     if "scalar" in change:
         manifest = replace(manifest, loss=replace(manifest.loss, kind="model", output="y", scalar=True))
     else:

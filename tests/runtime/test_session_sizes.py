@@ -13,8 +13,8 @@ from torch import nn
 import onnxft
 from onnxft.errors import ConfigError, DataError
 from onnxft.manifest import BATCH, GraphFile, Loss, Manifest, Optimizer, Parameter, Port
-from onnxft.runtime.batches import combined, sizes_of
 from onnxft.runtime.session import TrainSession
+from onnxft.runtime.sizes import combined, sizes_of
 
 SIZES = (4, 7, 12)
 ROWS = 6

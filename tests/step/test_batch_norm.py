@@ -18,7 +18,8 @@ from torch import nn
 from onnxft import TrainSession
 from onnxft.api import plan
 from onnxft.errors import ConfigError, ModelError, SelectionError
-from onnxft.manifest import BATCH, GraphFile, Manifest
+from onnxft.manifest import BATCH, GraphFile
+from onnxft.manifest_file import read_manifest
 from onnxft.step.batch_norm import choose
 from onnxft.step.select import select
 
@@ -42,7 +43,7 @@ def run(artifact: Path, graph: GraphFile, feeds: dict[str, Any]) -> dict[str, np
 
 def test_the_whole_graph_equals_torch_in_float64(exported: Callable[..., Path]) -> None:
     artifact = exported("normed", dtype="float64", dropout=False, train_batchnorm=("bn1", "bn3"))
-    graph = Manifest.load(artifact).graphs["gradients"]
+    graph = read_manifest(artifact).graphs["gradients"]
     module = models.normed()[0].double().eval()
     rng = np.random.default_rng(1)
     x, labels = rng.standard_normal((ROWS, 2, 9, 8)), rng.integers(0, 4, ROWS)
@@ -70,7 +71,7 @@ def test_no_training_mode_is_left_and_no_node_has_the_name_of_another(exported: 
         assert {n.domain for n in nodes} == {""}
         names = [n.name for n in nodes]
         assert len(set(names)) == len(names), role
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert [len(manifest.graphs[role].named("buffer")) for role in ("gradients", "update", "train", "eval")] == [
         6, 0, 6, 6,
     ]  # fmt: skip
@@ -152,7 +153,7 @@ def test_a_layer_that_is_used_twice_moves_twice_in_order(tmp_path: Path) -> None
     torch.manual_seed(4)
     module = Twice()
     plan(module, torch.randn(4, 5), train_batchnorm=["norm"]).write(tmp_path / "a", batch_size=4)
-    graph = Manifest.load(tmp_path / "a").graphs["gradients"]
+    graph = read_manifest(tmp_path / "a").graphs["gradients"]
     rng = np.random.default_rng(5)
     x, labels = rng.standard_normal((4, 5)).astype(np.float32), rng.integers(0, 3, 4)
     found = run(tmp_path / "a", graph, feeds_of(graph, module, x, labels))

@@ -19,7 +19,7 @@ from training_fake_session import StopAfter
 import onnxft
 from onnxft import api
 from onnxft.errors import ConfigError, ModelError
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime import sessions
 from onnxft.runtime.session import TrainSession
 from onnxft.step.frozen.narrow import narrow
@@ -232,7 +232,7 @@ def test_the_manifest_says_how_many_bytes_and_how_wrong(precision: str, tmp_path
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(120, 150), nn.Tanh(), nn.Linear(150, 130), nn.Tanh(), nn.Linear(130, 3))
     artifact = onnxft.export(net, torch.randn(4, 120), tmp_path / "a", trainable=["4.*"], frozen_precision=precision)
-    found = Manifest.load(artifact).frozen_weights
+    found = read_manifest(artifact).frozen_weights
     assert found is not None and found.outputs is not None
     values, biases = 120 * 150 + 150 * 130, 150 + 130
     scales = 4 * biases if precision == "int8" else 0
@@ -392,7 +392,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net, x = linears()
     place = tmp_path_factory.mktemp("artifact") / "int8"
     made = onnxft.export(net, x, place, trainable=["head.*"], input_names=["x"], frozen_precision="int8")
-    assert Manifest.load(made).features
+    assert read_manifest(made).features
     return made
 
 
@@ -425,7 +425,7 @@ def test_the_trunk_hands_on_what_the_whole_model_computes(tmp_path: Path) -> Non
     kept = {}
     for name, precision in (("cut", "int8"), ("plain", "float32")):
         planned.write(tmp_path / name, batch_size=ROWS, frozen_precision=precision)
-        kept[name] = Manifest.load(tmp_path / name)
+        kept[name] = read_manifest(tmp_path / name)
     assert [p.name for p in kept["cut"].features] == [p.name for p in kept["plain"].features]
     assert kept["cut"].work == kept["plain"].work, "work is counted on the model, not on how its weights are stored"
     assert kept["cut"].files["trunk.onnx"] != kept["plain"].files["trunk.onnx"], "so that no kept feature fits both"

@@ -17,7 +17,8 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxft
 from onnxft.errors import ModelError
-from onnxft.manifest import GraphRole, HalfPrecision, Manifest
+from onnxft.manifest import GraphRole, HalfPrecision
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.precision import graph_of
 from onnxft.step.build import build_step
@@ -219,7 +220,7 @@ def test_a_trunk_without_products_of_the_precision_stays_in_float32(
 ) -> None:
     """Its products are convolutions, which CUDA does not have in bfloat16."""
     artifact = onnxft.export(*models.digits(), tmp_path / "digits", trainable=["6.*"], precision=[precision])
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert set(manifest.half[precision]) == {"gradients", "eval", *(["trunk"] if has_trunk else [])}
     assert graph_of("trunk", manifest, Execution("cuda", precision)).precision == (
         precision if has_trunk else "float32"

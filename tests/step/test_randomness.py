@@ -12,8 +12,9 @@ import torch
 from onnxft.errors import ModelError
 from onnxft.graph.builder import add_input, builder
 from onnxft.graph.normalize import OPSET
-from onnxft.manifest import BATCH, Distribution, Manifest, Port
-from onnxft.runtime.batches import draw
+from onnxft.manifest import BATCH, Distribution, Port
+from onnxft.manifest_file import read_manifest
+from onnxft.runtime.random_inputs import draw
 from onnxft.runtime.session import TrainSession
 from onnxft.step.randomness import randomness_to_inputs
 
@@ -21,7 +22,7 @@ ROWS = 5
 
 
 def test_random_operators_become_inputs(exported: Callable[..., Path]) -> None:
-    manifest = Manifest.load(exported("dropped", batch_size=ROWS))
+    manifest = read_manifest(exported("dropped", batch_size=ROWS))
     for role in ("train", "gradients"):
         first, second = sorted(manifest.graphs[role].named("random"), key=lambda p: p.shape[1])
         assert (first.shape, first.distribution) == ((BATCH, 1), Distribution("uniform"))
@@ -112,7 +113,7 @@ def test_training_without_dropout_is_that_of_the_eval_mode(exported: Callable[..
     rng = np.random.default_rng(10)
     x, labels = rng.standard_normal((ROWS, 7)).astype(np.float32), rng.integers(0, 3, ROWS)
     artifact = exported("dropped", batch_size=ROWS, dropout=False)
-    assert not Manifest.load(artifact).graphs["train"].named("random")
+    assert not read_manifest(artifact).graphs["train"].named("random")
     with TrainSession(artifact, threads=1) as session:
         found = session.gradients({"x": x, "labels": labels})
     module, _ = models.dropped()

@@ -26,7 +26,8 @@ from onnxft import api
 from onnxft.errors import ConfigError, OnnxftError, SelectionError
 from onnxft.graph.builder import add_input, builder
 from onnxft.graph.normalize import IR_VERSION, OPSET
-from onnxft.manifest import BATCH, HalfPrecision, Manifest
+from onnxft.manifest import BATCH, HalfPrecision
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.random_batch import random_batch
 from onnxft.runtime.session import TrainSession
 from onnxft.runtime.sessions import ROUNDING_FUSIONS
@@ -237,7 +238,7 @@ def executed(artifact: Path, folder: Path, recompute: bool) -> list[tuple[onnx.N
     """
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    graph = Manifest.load(artifact).graph("train", recompute=recompute)
+    graph = read_manifest(artifact).graph("train", recompute=recompute)
     options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(ROUNDING_FUSIONS))
     options.optimized_model_filepath = str(folder / f"run.{graph.file}")
     options.enable_profiling, options.profile_file_prefix = True, str(folder / Path(graph.file).stem)

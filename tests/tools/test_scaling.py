@@ -17,6 +17,7 @@ from tool_modules import TOOLS, imported
 from onnxft.benchmark.config import BenchConfig
 from onnxft.benchmark.report import Report, Row
 from onnxft.errors import DataError, ModelError
+from onnxft.manifest_file import read_manifest
 
 SIZES = (2, 4, 8, 16, 32)
 
@@ -407,10 +408,9 @@ def test_other_factories_do_not_exist(tool: ModuleType, name: str) -> None:
 
 def test_the_last_blocks_of_the_plain_model_are_found(tool: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the models are torch's")
-    from onnxft.manifest import Manifest
 
     options = tool.parse(["--axes", "depth", "--sizes", "3"])
     (axis,) = options.axes
     artifact = tool.export(axis, "last:2", 3, tool.configuration(axis, 3, options), tmp_path)
-    names = {parameter.name.rpartition(".")[0] for parameter in Manifest.load(artifact).parameters}
+    names = {parameter.name.rpartition(".")[0] for parameter in read_manifest(artifact).parameters}
     assert names == {"blocks.1.first", "blocks.1.second", "blocks.2.first", "blocks.2.second", "head"}

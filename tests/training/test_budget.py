@@ -20,6 +20,7 @@ from onnxft.data.arrays import ArrayDataset
 from onnxft.data.stream import Stream
 from onnxft.errors import ConfigError
 from onnxft.manifest import Buffer, Loss, Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.training import budget, loop, opening
 from onnxft.training.budget import Expected, MemoryPlan, largest
 from onnxft.training.config import TrainConfig
@@ -52,7 +53,7 @@ def rows(count: int = ROWS, seed: int = 0) -> dict[str, np.ndarray]:
 def expected(artifact: Path, manifest: Manifest | None = None, **config: Any) -> Expected:
     data = ArrayDataset(rows(), "the data")
     return Expected(
-        artifact, manifest or Manifest.load(artifact), TrainConfig(**config), {}, data, None, 1, BASE
+        artifact, manifest or read_manifest(artifact), TrainConfig(**config), {}, data, None, 1, BASE
     )  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def test_the_least_is_that_of_all_that_may_be_chosen(
     [("auto", "train less of the model (onnxft export --method last:K)"), ("off", "recompute auto instead of off")],
 )
 def test_where_a_batch_stays_whole_fewer_activations_are_proposed(recompute: str, words: str, both: Path) -> None:
-    changed = replace(Manifest.load(both), loss=Loss("model", "loss", scalar=True))
+    changed = replace(read_manifest(both), loss=Loss("model", "loss", scalar=True))
     with pytest.raises(ConfigError, match="which cannot be divided") as err:
         expected(both, changed, memory_budget="60MB", recompute=recompute).fitted()
     assert words in str(err.value)
@@ -236,7 +237,7 @@ def test_nothing_that_fits_is_refused_with_the_least_that_would_do(artifact: Pat
 def test_what_cannot_be_divided_stays_whole(
     manifest: Callable[[Manifest], Manifest], words: str, artifact: Path
 ) -> None:
-    changed = manifest(Manifest.load(artifact))
+    changed = manifest(read_manifest(artifact))
     half = needed(artifact, batch_size=192, accumulate=2)
     with pytest.raises(ConfigError, match=f"with batches of 384 rows, which {words}"):
         expected(artifact, changed, memory_budget=f"{half}B").fitted()

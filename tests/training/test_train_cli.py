@@ -15,6 +15,7 @@ from onnxft.cli.train import train
 from onnxft.cli.train_text import banner
 from onnxft.errors import ArtifactError, ConfigError, DataError
 from onnxft.manifest import Buffer
+from onnxft.manifest_file import manifest_json
 from onnxft.runtime.engine import Placement
 from onnxft.runtime.processes import ALONE
 from onnxft.training import loop, opening
@@ -31,7 +32,7 @@ class Bench:
     def __init__(self, root, monkeypatch):
         self.root, self.opened, self.interrupt_at, self.weighted = root, [], None, True
         (root / "linear").mkdir()
-        (root / "linear" / "manifest.json").write_bytes(make_manifest().to_json())
+        (root / "linear" / "manifest.json").write_bytes(manifest_json(make_manifest()))
         np.savez(root / "train.npz", **make_rows(17))
         np.savez(root / "val.npz", **make_rows(9, seed=1))
         monkeypatch.setattr(opening, "TrainSession", self.open)

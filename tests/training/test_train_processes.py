@@ -12,7 +12,7 @@ from test_train_real import pictures
 from together import together
 
 from onnxft.errors import ConfigError, DataError, DivergedError, WriteError
-from onnxft.manifest import Manifest
+from onnxft.manifest_file import read_manifest
 from onnxft.runtime.processes import ALONE
 from onnxft.training.config import TrainConfig
 from onnxft.training.loop import run, train
@@ -43,7 +43,7 @@ def made(artifact, directory, options, processes=ALONE, *, data=DATA, val=None, 
     size = SIZE if number > 1 else 2 * SIZE
     config = TrainConfig.from_mapping({**BASE, **options, "batch_size": size, "processes": number})
     data = data(processes.rank) if callable(data) else data
-    with opened(artifact, Manifest.load(artifact), config, data, val, processes) as start:
+    with opened(artifact, read_manifest(artifact), config, data, val, processes) as start:
         made = train(start.session, start.data, start.val, config, directory, progress, resume=resume)
         return made, start.session.parameters
 

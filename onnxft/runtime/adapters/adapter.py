@@ -13,12 +13,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError, near
 from onnxft.files import check_replaceable, new_directory
 from onnxft.manifest import FROZEN_FILE, Manifest
 from onnxft.runtime.adapters.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from onnxft.runtime.adapters.peft import CONFIG_FILE, read_peft, why_not_peft, write_peft
-from onnxft.runtime.engine import Array, Arrays
 
 ONNX_ADAPTER_FILE = "adapter.onnx_adapter"
 _SUFFIX = ".onnx_adapter"

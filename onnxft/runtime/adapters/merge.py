@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxft.arrays import Array
 from onnxft.merge import Merge
-from onnxft.runtime.engine import Array
 
 
 def merged_weight(base: Array, a: Array, b: Array, merge: Merge) -> Array:

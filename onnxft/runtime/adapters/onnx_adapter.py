@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError, ProviderError
-from onnxft.runtime.engine import Array, Arrays
 
 _VERSION = 1
 

@@ -11,11 +11,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError
 from onnxft.files import write_atomically
 from onnxft.manifest import Manifest
 from onnxft.merge import LORA_A, LORA_B
-from onnxft.runtime.engine import Array, Arrays
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

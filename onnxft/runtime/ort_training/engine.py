@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from onnxft.arrays import Array, Arrays
 from onnxft.errors import ArtifactError, ConfigError, DataError, ProviderError
 from onnxft.manifest import SAMPLE_WEIGHTS, GraphFile, GraphRole, Manifest
 from onnxft.ort_training_environment import find_python
-from onnxft.runtime.batches import Sizes, combined, why_unweighted
-from onnxft.runtime.engine import Array, Arrays, Evaluation, Hyper, Placement, Sums
+from onnxft.runtime.batches import why_unweighted
+from onnxft.runtime.engine import Evaluation, Hyper, Placement, Sums
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.loss_scale import LossScale
 from onnxft.runtime.ort_training.means import mean_sums, mean_weight
 from onnxft.runtime.ort_training.process import CallError, WorkerProcess
 from onnxft.runtime.parameter_vector import check_vector
+from onnxft.runtime.sizes import Sizes, combined
 
 _INSTEAD = "or export with the native generator."
 _FILES: dict[str, GraphRole] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxft.arrays import Arrays
 from onnxft.manifest import GraphFile, Manifest
-from onnxft.runtime.engine import Arrays
 
 
 def mean_weight(manifest: Manifest, batch: Arrays) -> float:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from onnxft.arrays import Array
 from onnxft.errors import ModelError
 from onnxft.frozen_weights import FrozenPrecision
 
-Array = NDArray[Any]
 _LARGEST = 127
 """Of the integers: symmetric around 0, so that -128 is not used."""
 _HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}

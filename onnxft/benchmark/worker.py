@@ -19,6 +19,7 @@ from onnxft.benchmark.config import ORT_TRAINING
 from onnxft.benchmark.environment import package_versions
 from onnxft.benchmark.exchange import Failure, Measurement, Request, Response, read_request, write
 from onnxft.errors import OnnxftError, ProviderError
+from onnxft.runtime.denormals import denormals_as_zero
 from onnxft.runtime.providers import first_line
 
 
@@ -46,7 +47,8 @@ def _run(request: Request) -> tuple[Measurement, dict[str, Array]]:
     if request.side.kind == "provider" or request.side.runs == ORT_TRAINING:
         from onnxft.benchmark import session_side
 
-        measurement, arrays = session_side.run(request)
+        with denormals_as_zero():  # as `onnxft train`
+            measurement, arrays = session_side.run(request)
     else:
         with _torch_explained(request):
             from onnxft.benchmark import torch_baseline

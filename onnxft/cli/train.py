@@ -120,6 +120,7 @@ def train(artifact: Path | None, find_lr: bool, resume: bool, run_dir: Path | No
     Ctrl-C ends after the step in progress with a checkpoint (exit code 130).
     `mpirun -n N onnxft train ... --processes N` trains in N processes, each on --batch-size rows of every batch.
     """
+    from onnxft.runtime.denormals import denormals_as_zero
     from onnxft.training.loop import run as run_training
     from onnxft.training.progress import progress_for
 
@@ -127,6 +128,7 @@ def train(artifact: Path | None, find_lr: bool, resume: bool, run_dir: Path | No
     source = click.get_current_context().get_parameter_source
     # What stands in a file may name data, but no code.
     named = {name: given.pop(name, None) for name in ("data", "val") if source(name) is ParameterSource.COMMANDLINE}
+    click.get_current_context().with_resource(denormals_as_zero())
     if find_lr:
         if resume:
             raise click.UsageError("--find-lr trains nothing that could be resumed: leave one of the two out.")

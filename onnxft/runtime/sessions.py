@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxft.errors import OnnxftError, ProviderError, near
 from onnxft.frozen_weights import FrozenPrecision
+from onnxft.runtime.denormals import are_zero
 from onnxft.runtime.engine_cache import engine_cache
 from onnxft.runtime.execution import Execution
 from onnxft.runtime.graph_cache import OPTION, create_session
@@ -221,6 +222,8 @@ def _session_options(threads: int | None, dimensions: Mapping[str, int]) -> Any:
     # The threads of one session would go on waiting actively while those of the next, or the reading of data, need the
     # processor: with trunk and rest in turn, a step took half as long again.
     so.add_session_config_entry("session.force_spinning_stop", "1")
+    if are_zero():
+        so.add_session_config_entry("session.set_denormal_as_zero", "1")
     if threads is not None:
         so.intra_op_num_threads = threads
     if (prefix := _profile.get()) is not None:

@@ -17,8 +17,8 @@ from onnxft.runtime.graph_values import Graph, Node
 from onnxft.runtime.value_shapes import VIEWS, Shapes
 
 _OVER_INPUT = (
-    "Celu", "Clip", "Elu", "HardSigmoid", "LeakyRelu", "LogSoftmax", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus",
-    "Softsign", "Tanh", "ThresholdedRelu",
+    "Celu", "Clip", "Elu", "HardSigmoid", "LeakyRelu", "LogSoftmax", "Relu", "ScatterElements", "Selu", "Sigmoid",
+    "Softmax", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
 """Their output takes the place of the first input, where nothing else reads that; found by measuring chains of each."""
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")

@@ -63,6 +63,9 @@ def value(name: str, shape: list[Any]) -> onnx.ValueInfoProto:
         ([("Neg", "x", "a"), ("Neg", "a", "b"), ("Neg", "b", "c"), ("Neg", "c", "y")], {}, 2 * VALUE),
         # Relu writes over its input, but neither over what the caller gave nor into what it takes.
         ([("Relu", "x", "a"), ("Relu", "a", "b"), ("Relu", "b", "c"), ("Relu", "c", "y")], {}, 2 * VALUE),
+        # So does ScatterElements, whose indices and updates are small.
+        ([("Neg", "x", "a"), ("ScatterElements", "a i u", "b"), ("Neg", "b", "y")],
+         {"inputs": {"x": ["batch", 5], "i": [1, 5], "u": [1, 5]}}, 2 * VALUE),
         # While `a` is still read, it cannot be written over.
         ([("Relu", "x", "a"), ("Relu", "a", "b"), ("Add", "a b", "y")], {}, 3 * VALUE),
         # A view is its input's memory, as long as any of them is read.

@@ -59,7 +59,7 @@ def measured(artifact: Path, rows: int, *, recompute: bool) -> tuple[list[int], 
 
 @pytest.mark.filterwarnings("ignore")
 def test_memory_stays_and_recomputation_takes_less(artifact: Path) -> None:
-    kept, again = (measured(artifact, 96, recompute=recompute) for recompute in (False, True))
+    kept, again = (measured(artifact, 48, recompute=recompute) for recompute in (False, True))
     for (first, last), estimate in (kept, again):
         print(f"MB after {STEPS} steps: {first / 1e6:.0f}, {last / 1e6:.0f}; estimated {estimate / 1e6:.0f}")
         assert last - first <= 0.02 * first

@@ -25,6 +25,7 @@ INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """In the order of Pillow's numbers, which processors store as `resample`."""
 RESIZES = ("stretch", "crop", "none")
 COLORS = ("RGB", "BGR", "L")
+_RULES = {"scale": "be one number other than 0", "std": "not be 0"}
 
 
 def parse(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,9 +59,6 @@ def parse(given: Mapping[str, Any]) -> dict[str, Any]:
                     raise ConfigError(f"preprocess {key} is {value!r}; it must {_RULES[key]}.")
                 found[key] = numbers[0] if key == "scale" else numbers
     return found
-
-
-_RULES = {"scale": "be one number other than 0", "std": "not be 0"}
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

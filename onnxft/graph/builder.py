@@ -36,6 +36,8 @@ class Op(Protocol):
 
 PADDING_ROW = "onnxft.padding_row"
 """Key in the metadata of a Gather from an embedding's table: the row that gets no gradient from it."""
+ADDED_ROWS = "onnxft.added_rows"
+"""Key in the metadata of a ScatterElements that adds whole rows into zeros, indices (rows, 1) broadcast."""
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Sqrt", "Neg")
 
 

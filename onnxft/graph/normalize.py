@@ -11,6 +11,7 @@ from onnxscript import optimizer
 
 from onnxft.errors import ModelError
 from onnxft.graph.constants import add_constant
+from onnxft.graph.gelu import order_gelu
 from onnxft.graph.opset import OPSET as OPSET
 from onnxft.graph.opset import convert
 from onnxft.graph.shapes import Dim, dims
@@ -31,8 +32,9 @@ def normalize(
     """Bring `model` to the internal form, in place.
 
     Functions are inlined, any opset that is read becomes 18, constants become initializers, shape
-    arithmetic is folded, the batch dimension is called `batch`, shapes are inferred. Initializers
-    named in `tensors` keep name and value, and are never merged: not even when two are equal.
+    arithmetic is folded, the batch dimension is called `batch`, shapes are inferred, the factors of
+    a Gelu have one order. Initializers named in `tensors` keep name and value, and are never merged:
+    not even when two are equal.
     `symbolic` {input: {axis: name}} names further dimensions that are not static. With `dropout`,
     Dropout in inference form becomes active instead of going.
 
@@ -57,6 +59,7 @@ def normalize(
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass(data_prop=True)(model)
     make_reshapes_static(model.graph)
+    order_gelu(model.graph)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)

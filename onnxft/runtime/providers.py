@@ -67,6 +67,8 @@ class Provider:
     """Providers that take the nodes it leaves, before the CPU."""
     updates_on: str = ""
     """Provider that runs the graphs `update` and `average`, where it is faster there; both work on the CPU's memory."""
+    slow_fusions: tuple[str, ...] = ()
+    """The runtime's graph optimizations with which it takes longer."""
     precisions: tuple[Precision, ...] = ("float32",)
     prefix: str = ""
     """Of its options, where a built-in provider reads them from the session's own."""
@@ -153,6 +155,9 @@ PROVIDERS: dict[str, Provider] = {
             "CPUExecutionProvider",
             ("onnxft[cpu]",),
             "bound",
+            # The first has no vector instructions, and takes 4 times as long as Add and LayerNormalization. Of the
+            # second comes a Gemm that writes the bias to all of its result before the product.
+            slow_fusions=("SkipLayerNormFusion", "MatMulAddFusion"),
             known_options=("graph_cache_enable",),  # which `graph_cache` reads; the runtime's own has none
         ),
         Provider(

@@ -109,6 +109,7 @@ def open_session(
     name = "the model" if isinstance(model, bytes) else f"'{model.name}'"
     require_precision(entry, asked)
     settings = {**entry.options(asked), **asked.options}
+    without = (*without, *entry.slow_fusions)
     so = _session_options(asked.threads, dimensions or {})
     if frozen in ("float16", "bfloat16"):
         # Else they would be widened for good; the runtime leaves the DequantizeLinear of int8 be by itself.

@@ -10,16 +10,17 @@ from onnx_ir.passes import common
 from onnxft.grad.backward import backward
 from onnxft.graph.builder import constant
 from onnxft.graph.forward import Forward
+from onnxft.graph.gelu import gather_gelu, spread_gelu
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.manifest import GraphRole, Loss, Optimizer
 from onnxft.step.batch_norm import decompose, use_batch_statistics
 from onnxft.step.channels_first import put_channels_first
 from onnxft.step.fold import fold_batch_norm, fold_padding
 from onnxft.step.frozen.again import widen_again
-from onnxft.step.gelu import gather_gelu, spread_gelu
 from onnxft.step.losses import LossTerms
 from onnxft.step.masks import multiply_masks
 from onnxft.step.optimizers import update_of
+from onnxft.step.picked_rows import rows_of_gradient
 from onnxft.step.recompute import recompute
 from onnxft.step.row_blocks import RowBlock
 from onnxft.step.segments import Recomputation, find_segments, nothing_recomputed
@@ -131,7 +132,10 @@ def _train_graph(
 ) -> StepGraph:
     """Gradients of the mean and update in one graph, for a batch that is the whole step."""
     train.add_loss_outputs(terms)
-    of_blocks = {b: b.of(train.op, g) for name, g in gradients.items() for b in train.blocks(name)}
+    of_blocks: dict[RowBlock, ir.Value] = {}
+    for name, g in gradients.items():
+        blocks = train.blocks(name)
+        of_blocks |= zip(blocks, rows_of_gradient(train.op, g, blocks), strict=True)
     _add_update(train, of_blocks, selection, optimizer)
     train.add_buffer_outputs(buffers)
     return train.finish()

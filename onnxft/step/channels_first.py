@@ -67,8 +67,10 @@ def _pointwise(op: Op, x: ir.Value, w: ir.Value, bias: ir.Value | None) -> ir.Va
     """y = w x + b with the pixels of all pictures side by side: (M, C) (C, N * positions) + (M, 1)"""
     (m, c), (n, *space), positions = static_dims(w)[:2], dims(x)[1:], math.prod(static_dims(x, 2))
     pixels = n * positions if isinstance(n, int) else n if positions == 1 else f"{positions}*{n}"
-    shift = [] if bias is None else [reshape(op, bias, [m, 1])]
-    y = op.Gemm(reshape(op, w, [m, c]), reshape(op, x, [c, pixels]), *shift)
+    y = op.Gemm(reshape(op, w, [m, c]), reshape(op, x, [c, pixels]))
+    if bias is not None:
+        # Not within Gemm: the runtime first writes the bias to all of y then, and goes on from that.
+        y = op.Add(y, reshape(op, bias, [m, 1]))
     return reshape(op, y, [m, n, *space])
 
 

@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from onnxft.graph.builder import Op, slice_axis
 
-LARGE_BYTES = 2**22
+LARGE_BYTES = 3 * 2**19
 """Parameters from here on are divided."""
-BLOCK_BYTES = 3 * 2**19
+BLOCK_BYTES = 3 * 2**18
 """Of a block at least."""
-MOST_BLOCKS = 32
+MOST_BLOCKS = 64
 _ALIGNED_ROWS = 64
 """A block of so many rows begins where providers want tensors to begin."""
 

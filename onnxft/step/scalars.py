@@ -12,10 +12,11 @@ _OPERATORS = ("Add", "Sub", "Mul", "Div", "Pow", "Less", "Greater", "Equal")
 
 
 def raise_scalars(op: Op) -> None:
-    """Give each scalar beside a tensor whose last dimension is 1 that tensor's rank, as a shape of ones.
+    """Give each scalar beside a tensor with a dimension of 1 that tensor's rank, as a shape of ones.
 
-    ONNX Runtime (1.32, CPU) walks through the elements of such a tensor one by one where the other operand lacks an
-    axis, and along memory where it does not: for the weight (1152, 192, 1, 1) of a convolution 1.04 against 0.014 ms.
+    ONNX Runtime (1.32, CPU) walks through such a tensor along the axes behind the 1 alone where the other operand lacks
+    an axis, and along memory where it does not: for the weight (1152, 192, 1, 1) of a convolution, one element at a
+    time, 1.04 against 0.014 ms; for (1152, 1, 5, 5) 24 against 9 microseconds.
     """
     raised: dict[tuple[ir.Value, int], ir.Value] = {}
     for node in list(op.builder.graph):
@@ -23,7 +24,7 @@ def raise_scalars(op: Op) -> None:
             continue
         shapes = [dims(v) if v is not None and v.shape is not None else None for v in node.inputs]
         for index, (x, shape, other) in enumerate(zip(node.inputs, shapes, reversed(shapes), strict=True)):
-            if x is None or shape is None or other is None or other[-1:] != (1,) or len(shape) >= len(other):
+            if x is None or shape is None or other is None or 1 not in other or len(shape) >= len(other):
                 continue
             if any(d != 1 for d in shape):
                 continue

@@ -13,13 +13,13 @@ from onnxft.step.row_blocks import _ALIGNED_ROWS, BLOCK_BYTES, LARGE_BYTES, MOST
 @pytest.mark.parametrize(
     ("shape", "item_bytes", "count"),
     [
-        ((30_522, 384), 4, 29),
-        ((30_522, 384), 8, 32),
-        ((1_000_000, 64), 4, 32),
-        ((2_731, 384), 4, 2),
-        ((1_537, 3, 17, 19), 4, 3),
-        ((2_000_000,), 4, 5),
-        ((2_730, 384), 4, 1),  # a little less than what is large
+        ((30_522, 384), 4, 53),
+        ((30_522, 384), 8, 60),
+        ((1_000_000, 64), 4, 64),
+        ((1_024, 384), 4, 2),
+        ((1_537, 3, 17, 19), 4, 7),
+        ((2_000_000,), 4, 10),
+        ((1_023, 384), 4, 1),  # a little less than what is large
         ((64, 70_000), 4, 1),
         ((3, 5_000_000), 4, 1),  # no rows to divide
         ((), 8, 1),

@@ -1,4 +1,4 @@
-"""Scalars beside tensors that end in an axis of 1 take their rank, and nothing else changes."""
+"""Scalars beside tensors with an axis of 1 take their rank, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from onnxft.step.scalars import raise_scalars
         ((5, 3, 1, 1), (1, 1, 1, 1), None),
         ((5, 3, 1, 1), (3, 1, 1), None),
         ((5, 3), (), None),
-        ((5, 1, 3), (), None),
+        ((5, 1, 3), (), (1, 1, 1)),
+        ((5, 1, 3), (5, 1, 1), None),
         ((1,), (), (1,)),
         ((), (), None),
     ],

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxft.grad.registry import Gradients, vjp
 from onnxft.graph.builder import (
+    ADDED_ROWS,
     PADDING_ROW,
     Op,
     cast_like,
@@ -62,7 +63,10 @@ def gather(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
         dx = op.Gemm(one_hot, reshape(op, dy, [picked, row]), transA=1)
         return reshape(op, dx, dims(x)), None
     zeros = _late_zeros(op, x, dy) if _is_large(x) else zeros_like(op, x)
-    return op.ScatterElements(zeros, expand_like(op, flat, dy), dy, axis=axis, reduction="add"), None
+    dx = op.ScatterElements(zeros, expand_like(op, flat, dy), dy, axis=axis, reduction="add")
+    if axis == 0 and len(after) == 1:
+        _mark(dx, ADDED_ROWS)
+    return dx, None
 
 
 @vjp("GatherElements")
@@ -80,6 +84,12 @@ def cum_sum(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     _, axis = node.inputs
     exclusive, reverse = node.attributes.get_int("exclusive", 0), node.attributes.get_int("reverse", 0)
     return op.CumSum(dy, axis, exclusive=exclusive, reverse=1 - reverse), None
+
+
+def _mark(value: ir.Value, key: str) -> None:
+    node = value.producer()
+    assert node is not None
+    node.metadata_props[key] = ""
 
 
 def _one_hot(op: Op, indices: ir.Value, size: int, like: ir.Value) -> ir.Value:

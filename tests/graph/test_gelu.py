@@ -1,21 +1,24 @@
-"""Gelu is one operator while it is differentiated, in whatever order its factors stand, and arithmetic again after."""
+"""Gelu, in whatever order its factors stand: one operator while it is differentiated, and one for the CPU provider."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxft.grad.backward import backward
 from onnxft.graph.builder import Op, add_input, builder
+from onnxft.graph.gelu import gather_gelu, order_gelu, spread_gelu
 from onnxft.graph.normalize import IR_VERSION, OPSET
 from onnxft.graph.shapes import set_dims
-from onnxft.step.gelu import gather_gelu, spread_gelu
 
 ROOT = math.sqrt(2.0)
 Form = Callable[[Op, ir.Value], ir.Value]
@@ -73,3 +76,32 @@ def test_values_and_gradients_stay(name: str) -> None:
         np.testing.assert_allclose(found, expected.item(), rtol=1e-5)
         np.testing.assert_allclose(gradient, reference.grad.numpy(), rtol=1e-5, atol=1e-6)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_runtime_knows_the_order(name: str, tmp_path: Path) -> None:
+    form, known = FORMS[name]
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name)
+    op = builder(graph)
+    y = form(op, add_input(op, "x", ir.DataType.FLOAT, [3, 5]))
+    y.name = "y"
+    set_dims(y, [3, 5])
+    graph.outputs.append(y)
+    value = np.random.default_rng(5).standard_normal((3, 5)).astype(np.float32) * 2
+
+    def run(kept: Path) -> np.ndarray:
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(kept)
+        whole = ir.Model(graph, ir_version=IR_VERSION)
+        RemoveUnusedNodesPass()(whole)
+        model = ir.to_proto(whole).SerializeToString()
+        (result,) = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(["y"], {"x": value})
+        return np.asarray(result)
+
+    before = run(tmp_path / "before.onnx")
+    order_gelu(graph)
+    graph.sort()
+    after = run(tmp_path / "after.onnx")
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+    kept = [node.op_type for node in onnx.load(tmp_path / "after.onnx").graph.node]
+    assert ("Gelu" in kept) == known

@@ -1,18 +1,20 @@
-"""Gelu as one operator while a model is differentiated, so that the backward pass needs its input alone.
+"""Gelu, which exporters write in five operators, (x (1 + erf(x / √2))) / 2 with its factors in any order.
 
-Exporters write x Φ(x) in five operators. Differentiated one by one, the backward pass reads three tensors of them. The
-rule of Gelu reads x, which costs another Erf. Afterwards Gelu is arithmetic again, which the CPU provider fuses,
-since nothing reads what lies within.
+The CPU provider makes one operator of it in the order above alone: a forward pass has it in that order. While a model
+is differentiated it is one operator, so that the backward pass needs its input alone: one by one, it would read three
+tensors of the five. The rule of Gelu reads x, which costs another Erf.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxft.graph.builder import Op
-from onnxft.graph.constants import constant_array
+from onnxft.graph.constants import add_constant, constant_array
 from onnxft.graph.lowering.activations import gelu_erf
 from onnxft.graph.shapes import dims, set_dims
 
@@ -20,24 +22,51 @@ _CLOSE = 1e-5
 """Relative difference of a constant from the number that it stands for."""
 
 
+@dataclass(frozen=True)
+class _Gelu:
+    x: ir.Value
+    erf: ir.Node
+    inner: ir.Value
+    """1 + erf(x / √2)"""
+    last: ir.Node
+    """Whose output is y."""
+
+
+def order_gelu(graph: ir.Graph) -> None:
+    """Write each Gelu as the runtime knows it, in place."""
+    for found in _found(graph):
+        x, last, (y,) = found.x, found.last, found.last.outputs
+        assert x.dtype is not None
+        dtype = x.dtype.numpy()
+        root, half = (
+            add_constant(graph, f"{y.name}.{name}", ir.tensor(np.array(number, dtype)))
+            for name, number in (("root", math.sqrt(2.0)), ("half", 0.5))
+        )
+        quotient = ir.Node("", "Div", [x, root], num_outputs=1, name=f"{last.name}/quotient")
+        product = ir.Node("", "Mul", [x, found.inner], num_outputs=1, name=f"{last.name}/product")
+        for new in (*quotient.outputs, *product.outputs):
+            new.type, new.shape = x.type, x.shape
+        graph.insert_before(found.erf, quotient)
+        graph.insert_before(last, product)
+        found.erf.replace_input_with(0, quotient.outputs[0])
+        last.op_type = "Mul"
+        last.replace_input_with(0, product.outputs[0])
+        last.replace_input_with(1, half)
+
+
 def gather_gelu(graph: ir.Graph) -> None:
-    """Make one operator of each x / 2 * (1 + erf(x / sqrt(2))), whatever the order of its factors, in place."""
-    for erf in [node for node in graph if node.op_type == "Erf" and not node.domain]:
-        found = _gelu(erf)
-        if found is None:
-            continue
-        x, y = found
-        last = y.producer()
-        assert last is not None
-        gelu = ir.Node("", "Gelu", [x], num_outputs=1, name=f"{last.name}/Gelu")
+    """Make one operator of each Gelu, in place."""
+    for found in _found(graph):
+        (y,) = found.last.outputs
+        gelu = ir.Node("", "Gelu", [found.x], num_outputs=1, name=f"{found.last.name}/Gelu")
         (new,) = gelu.outputs
         new.name, new.type, new.shape = f"{y.name}.gelu", y.type, y.shape
-        graph.insert_after(last, gelu)
+        graph.insert_after(found.last, gelu)
         y.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def spread_gelu(op: Op) -> None:
-    """Write each Gelu as arithmetic, in place. The old nodes stay without readers until the graph is finished."""
+    """Write each Gelu as arithmetic in that order, in place; the old nodes stay, without readers."""
     graph = op.builder.graph
     for gelu in [node for node in graph if node.op_type == "Gelu" and not node.domain]:
         (x,), (y,) = gelu.inputs, gelu.outputs
@@ -48,8 +77,13 @@ def spread_gelu(op: Op) -> None:
     graph.sort()
 
 
-def _gelu(erf: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    """x and y where the node is the Erf of a Gelu from x to y."""
+def _found(graph: ir.Graph) -> list[_Gelu]:
+    erfs = [node for node in graph if node.op_type == "Erf" and not node.domain]
+    return [found for erf in erfs if (found := _gelu(erf)) is not None]
+
+
+def _gelu(erf: ir.Node) -> _Gelu | None:
+    """The Gelu that has the node as its Erf."""
     x, factor = _scaled(erf.inputs[0])
     value = _times(erf.outputs[0], "Add")
     if x is None or value is None or not _is(factor, math.sqrt(0.5)) or not _is(value[1], 1.0):
@@ -69,7 +103,9 @@ def _gelu(erf: ir.Node) -> tuple[ir.Value, ir.Value] | None:
         else:
             return None
         y = user.outputs[0]
-    return x, y
+    last = y.producer()
+    assert last is not None
+    return _Gelu(x, erf, value[0], last)
 
 
 def _times(value: ir.Value, op_type: str) -> tuple[ir.Value, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -49,13 +50,14 @@ def along_columns(op: Op, w: ir.Value, i: ir.Value) -> ir.Value:
     return op.Transpose(op.Gather(w, i, axis=1), perm=[1, 0])
 
 
-CASES: dict[str, tuple[Lookup, NDArray[np.int64], bool]] = {
+CASES: dict[str, tuple[Lookup, NDArray[np.integer[Any]], bool]] = {
     # name: the lookup, its indices, whether the gradient is left in its rows
     "each once": (plain, np.array([7, 2, 40, 90]), True),
     "repeated": (plain, np.array([7, 90, 7, 40, 7, 90, 0]), True),
     "one row alone": (plain, np.array([40] * 9), True),
     "from the end": (plain, np.array([-1, ROWS - 1, -ROWS, 0, -1, 12]), True),
     "of many dimensions": (plain, np.array([[[5, 6, 5]], [[41, 5, 0]]]), True),
+    "of 32 bits": (plain, np.array([5, 88, 5, -3], np.int32), True),
     "padding": (padded, np.array([3, 5, 3, 41, 5]), True),
     "two lookups": (twice, np.array([5, 2, 5, 9, 0]), False),
     "single values": (single_values, np.array([5, 2, 5, 9, 0]), False),
@@ -70,7 +72,7 @@ def test_blocks_are_those_of_the_gradient(name: str, dtype: ir.DataType) -> None
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="lookup")
     op = builder(graph)
     w = add_input(op, "w", dtype, [ROWS, WIDTH])
-    y = lookup(op, w, add_input(op, "i", ir.DataType.INT64, ["batch", *indices.shape[1:]]))
+    y = lookup(op, w, add_input(op, "i", ir.DataType.from_numpy(indices.dtype), ["batch", *indices.shape[1:]]))
     weights = add_input(op, "weights", dtype, dims(y))
     gradient = backward(op, op.ReduceSum(op.Mul(y, weights), keepdims=0), [w])[w]
     parts = rows_of_gradient(op, gradient, BLOCKS)

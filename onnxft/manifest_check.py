@@ -18,7 +18,7 @@ MAX_VALUES = 2**34
 
 def problems(manifest: Manifest) -> Iterator[str]:
     """Sentences without their full stop, none where everything fits."""
-    if (text := next((t for t in _texts(msgspec.to_builtins(manifest)) if not t.isprintable()), None)) is not None:
+    if (text := _unprintable(manifest)) is not None:
         yield f"the text {text!r} has control characters, on which a terminal or a report would act"
     if manifest.batch_size < 1:
         yield f"batch_size is {manifest.batch_size}, it must be at least 1"
@@ -181,6 +181,14 @@ def _divided_badly(graph: GraphFile, shapes: Mapping[str, tuple[int, ...]]) -> I
             starts, stops = zip(*sorted(rows), strict=True)
             if starts != (0, *stops[:-1]) or shapes[name][:1] != stops[-1:] or any(a >= b for a, b in rows):
                 yield name
+
+
+def _unprintable(manifest: Manifest) -> str | None:
+    """A text with control characters."""
+    whole = msgspec.json.encode(manifest).decode()
+    if whole.isprintable() and "\\" not in whole:  # there is none, which is seen at once
+        return None
+    return next((text for text in _texts(msgspec.to_builtins(manifest)) if not text.isprintable()), None)
 
 
 def _texts(value: object) -> Iterator[str]:

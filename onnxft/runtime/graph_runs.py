@@ -23,6 +23,9 @@ from onnxft.runtime.sessions import ROUNDING_FUSIONS, OpenSession, open_session,
 from onnxft.runtime.sizes import sizes_of
 from onnxft.runtime.values import SplitStore, ValueRunner, ValueStore
 
+_ELEMENTWISE: tuple[GraphRole, ...] = ("clip", "update", "average")
+"""Of arithmetic alone, in which the runtime finds nothing to rewrite: looking takes half and more of their opening."""
+
 
 class GraphRuns:
     """Each role is a session of the runtime for each size of a dimension. They take turns, so they share an arena."""
@@ -147,6 +150,7 @@ class GraphRuns:
             frozen="float32" if frozen is None else frozen.precision,
             # What the backward pass reads is computed apart: so must be what it is a copy of.
             without=ROUNDING_FUSIONS if self._asked.recompute and role in ("train", "gradients") else (),
+            optimize=role not in _ELEMENTWISE,
             hashes=self._manifest.files,
         )
 

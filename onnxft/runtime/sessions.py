@@ -86,6 +86,7 @@ def open_session(
     shared_arena: bool = False,
     frozen: FrozenPrecision = "float32",
     without: Sequence[str] = (),
+    optimize: bool = True,
     hashes: Mapping[str, str] | None = None,
 ) -> OpenSession:
     """Open `model` as `asked`, its symbolic dimensions fixed.
@@ -98,6 +99,7 @@ def open_session(
             back when the process ends, that of a session's own arena with the session.
         frozen: in which its frozen weights are stored; below float32 they are not widened for good when it opens.
         without: names of the runtime's graph optimizations that are left out.
+        optimize: whether the runtime looks for any.
         hashes: {file of its artifact: sha256}, already checked: with them the CPU can keep an optimized graph.
 
     Raises:
@@ -118,12 +120,14 @@ def open_session(
     if shared_arena:
         _register_arena()
         so.add_session_config_entry("session.use_env_allocators", "1")
-    if without:
+    if not optimize:
+        so.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif without:
         so.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(without))
     providers = _choose(so, entry, asked, settings, model.parent if isinstance(model, Path) else None)
     # With the runtime's own fallback a session or run that fails is silently repeated on the CPU.
     try:
-        if isinstance(model, Path) and hashes and entry.name == "cpu" and settings.get(OPTION) == "1":
+        if isinstance(model, Path) and hashes and optimize and entry.name == "cpu" and settings.get(OPTION) == "1":
             conditions = (sorted((dimensions or {}).items()), frozen, tuple(without))
             session = create_session(model, so, providers, hashes, conditions)
         else:

@@ -156,8 +156,9 @@ PROVIDERS: dict[str, Provider] = {
             ("onnxft[cpu]",),
             "bound",
             # The first has no vector instructions, and takes 4 times as long as Add and LayerNormalization. Of the
-            # second comes a Gemm that writes the bias to all of its result before the product.
-            slow_fusions=("SkipLayerNormFusion", "MatMulAddFusion"),
+            # second comes a Gemm that writes the bias to all of its result before the product; the third takes a
+            # quarter longer than Add and Gelu.
+            slow_fusions=("SkipLayerNormFusion", "MatMulAddFusion", "BiasGeluFusion"),
             known_options=("graph_cache_enable",),  # which `graph_cache` reads; the runtime's own has none
         ),
         Provider(

@@ -184,5 +184,6 @@ def _initial(directory: Path, manifest: Manifest) -> dict[str, Array]:
     shapes = {p.name: p.shape for p in manifest.parameters}
     for port in (*manifest.graph("train").inputs, *manifest.graph("gradients").inputs):
         if port.role in ("state", "accumulator"):
-            values[key_of(port) or ""] = np.zeros(shapes[port.parameter or ""], port.dtype)
+            # A view of a single zero: of each block of rows there is a port, and arrays would take memory.
+            values[key_of(port) or ""] = np.broadcast_to(np.zeros((), port.dtype), shapes[port.parameter or ""])
     return values

@@ -31,7 +31,9 @@ def plain(op: Op, w: ir.Value, i: ir.Value) -> ir.Value:
 
 def padded(op: Op, w: ir.Value, i: ir.Value) -> ir.Value:
     y = op.Gather(w, i, axis=0)
-    y.producer().metadata_props[PADDING_ROW] = "3"  # type: ignore[union-attr]
+    node = y.producer()
+    assert node is not None
+    node.metadata_props[PADDING_ROW] = "3"
     return y
 
 

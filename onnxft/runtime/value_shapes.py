@@ -50,6 +50,8 @@ class Shapes:
             self.guessed += node.op_type not in VIEWS
             return max((self._shapes.get(source, ()) for source in node.inputs), key=math.prod, default=())
         dims = [_size(d, sizes) for d in kind.shape]
+        if node.op_type == "Gather" and len(self._shapes.get(node.inputs[0], ())) == 1:
+            return self._shapes.get(node.inputs[1], ())  # from a vector, as many as there are indices
         known = math.prod(d for d in dims if d is not None)
         if dims.count(None) == 1 and known:
             total = self._product(node, known) if node.op_type in (*VIEWS, "Gemm") else 0

@@ -1,7 +1,8 @@
 """Gradients of tables, of which a batch looks up few rows, block by block.
 
 Such a gradient is zero but for the rows that were looked up. It is not made as a whole: their sums are kept, and where
-each is, and every block of rows is gathered from them.
+each is, and every block of rows is gathered from them. A batch that looks up more rows than the table has takes more so
+than the whole would.
 """
 
 from __future__ import annotations

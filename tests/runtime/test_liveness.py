@@ -220,3 +220,17 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ArtifactError, match=name):
             read_graph(tmp_path / name)
+
+
+def test_a_lookup_in_a_vector_has_as_many_elements_as_indices(tmp_path: Path) -> None:
+    """Though the vector is longer, and the file leaves the number open."""
+    looked_up = graph(
+        tmp_path,
+        [("Gather", "table i", "y"), ("Neg", "y", "z")],
+        {"z": ["batch"]},
+        constants={"table": np.zeros(1000, np.float32)},
+        shapes={"y": [None]},
+        inputs={"i": ["batch"]},
+    )
+    (taken,) = [e for e in lives(looked_up, SIZES, []).events if e.taken and e.buffer == "y"]
+    assert taken.size == 4 * SIZES["batch"]

@@ -33,7 +33,7 @@ Role = Literal[
     "normalizer", "loss", "loss_sum", "weight_sum", "gradient", "magnitude", "metric", "output",
 ]  # fmt: skip
 GraphRole = Literal[
-    "gradients", "clip", "update", "train", "average", "eval", "infer", "infer_adapter", "trunk",
+    "gradients", "batch_gradients", "clip", "update", "train", "average", "eval", "infer", "infer_adapter", "trunk",
     "ort_training", "ort_eval", "ort_optimizer", "ort_checkpoint", "ort_nominal_checkpoint",
 ]  # fmt: skip
 

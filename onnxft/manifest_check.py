@@ -9,11 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from onnxft.manifest import BATCH, GraphFile, Loss, Manifest, Port, dimension_size
+from onnxft.manifest import BATCH, GraphFile, GraphRole, Loss, Manifest, Port, dimension_size
 from onnxft.merge import LORA_A, LORA_B
 
 MAX_VALUES = 2**34
 """Values of one array: more is taken for a damaged or hostile file, before anything is allocated."""
+_BACKWARD: tuple[GraphRole, ...] = ("gradients", "batch_gradients", "train")
+"""Roles whose graphs have a backward pass; artifacts of before 2026-12 lack the second."""
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -148,7 +150,8 @@ def _recompute_problems(manifest: Manifest) -> Iterator[str]:
         yield f"recompute is {manifest.recompute}, it must be at least 0"
     if manifest.recompute and manifest.generator != "native":
         yield f"recompute is {manifest.recompute} with the generator {manifest.generator}, which keeps all activations"
-    expected = {("float32", role) for role in ("gradients", "train")} | {(p, "gradients") for p in manifest.half}
+    backward = [role for role in _BACKWARD if role in manifest.graphs]
+    expected = {("float32", role) for role in backward} | {(p, "gradients") for p in manifest.half}
     found = {(precision, role) for precision, graphs in manifest.recomputed.items() for role in graphs}
     if found != (expected if manifest.recompute else set()):
         listed = ", ".join(f"{precision} {role}" for precision, role in sorted(found)) or "none"

@@ -293,6 +293,14 @@ def test_graphs_that_compute_activations_again_stand_beside_the_others(
     assert file in [graph.file for _, graph in manifest.every_graph]
 
 
+def test_an_artifact_has_graphs_of_a_batch_alone_in_both_kinds_or_in_none() -> None:
+    values = json.loads(manifest_json(both_kinds()))
+    for graphs in (values["graphs"], values["recomputed"]["float32"]):
+        graphs["batch_gradients"] = graphs["gradients"]
+    read = parse_manifest(json.dumps(values).encode())
+    assert read.graph("batch_gradients", recompute=True).file == "gradients.recomputed.onnx"
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_role_of_one_kind_is_taken_either_way(recompute: bool) -> None:
     assert FULL.graph("train", recompute=recompute) == FULL.graphs["train"]
@@ -314,6 +322,10 @@ def test_who_recomputes(asked: bool | None, both: bool, plain: bool | None) -> N
     [
         (lambda m: m["recomputed"].pop("float16"), "again are float32 gradients, float32 train"),
         (lambda m: m["recomputed"]["float32"].pop("train"), "again are float16 gradients, float32 gradients"),
+        (
+            lambda m: m["graphs"].update(batch_gradients=m["graphs"]["gradients"]),
+            "again are float16 gradients, float32 gradients, float32 train",
+        ),
         (lambda m: m.update(recompute=0), "recompute is 0, and"),
         (
             lambda m: m["recomputed"]["float32"]["train"]["inputs"].pop(),

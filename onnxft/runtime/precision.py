@@ -34,7 +34,12 @@ def updates_apart(asked: Execution) -> bool:
 
 
 def graph_of(role: GraphRole, manifest: Manifest, asked: Execution) -> GraphFile:
-    """The graph that a role runs, of a precision and a kind; ArtifactError where the artifact lacks that precision."""
+    """The graph that a role runs, of a precision and a kind; ArtifactError where the artifact lacks that precision.
+
+    Where another provider updates, the accumulators are its own: the batch's gradients come to them as they are.
+    """
+    if role == "gradients" and provider(asked.provider).updates_on and "batch_gradients" in manifest.graphs:
+        role = "batch_gradients"
     precision = execution_of(role, asked).precision if provider(asked.provider).lowers_by == "graph" else "float32"
     if role == "trunk" and precision != "float32" and role not in manifest.half.get(precision, {}):
         precision = "float32"  # it has no products that the precision could lower

@@ -82,6 +82,15 @@ class SplitStore(BoundStore):
         self._buffers[key, self.sides[family(key)]] = value
         self.handed.add(key)
 
+    def add(self, key: str, value: Any, rows: Rows = None) -> None:
+        """Add to an accumulator; the first that comes is the accumulator then."""
+        assert rows is None, key
+        if key in self.handed:
+            total = self.current(key).numpy()  # no copy: both are in the CPU's memory
+            np.add(total, value.numpy(), out=total)
+        else:
+            self.put(key, value)
+
     def clear_accumulators(self) -> None:
         """Set every accumulator to zero, and let go of what was handed over."""
         super().clear_accumulators()
@@ -97,7 +106,11 @@ class ValueRunner:
         """Bind `graph`, open as `opened`, to `store`."""
         self._session, self._store = opened.session, store
         self._reads = [(p.name, key, p.rows) for p in graph.inputs if (key := key_of(p)) is not None]
-        self._writes = [(p.name, key_of(p), p.rows) for p in graph.outputs]
+        accumulates = any(p.role == "accumulator" for p in graph.inputs)
+        put_gradient = store.add if isinstance(store, SplitStore) and not accumulates else store.put
+        self._writes = [
+            (p.name, key_of(p), p.rows, put_gradient if p.role == "gradient" else store.put) for p in graph.outputs
+        ]
 
     def run(self, feeds: Arrays) -> dict[str, Any]:
         """Run once; see `Runner`."""
@@ -105,9 +118,9 @@ class ValueRunner:
         inputs.update({name: ort_value(value) for name, value in feeds.items()})
         results = self._session.run_with_ort_values([name for name, *_ in self._writes], inputs)
         transient = {}
-        for (name, key, rows), value in zip(self._writes, results, strict=True):
+        for (name, key, rows, put), value in zip(self._writes, results, strict=True):
             if key is None:
                 transient[name] = value
             else:
-                self._store.put(key, value, rows)
+                put(key, value, rows)
         return transient

@@ -30,7 +30,7 @@ from onnxft.step.updates import Scalars, clipped
 
 
 def build_step(forward: Forward, selection: Selection, loss: Loss, optimizer: Optimizer) -> dict[GraphRole, StepGraph]:
-    """The roles `gradients`, `train`, `clip`, `update`, `average` and `eval`.
+    """The roles `gradients`, `batch_gradients`, `train`, `clip`, `update`, `average` and `eval`.
 
     Raises:
         GradientError: an operator between a trained parameter and the loss has no derivative.
@@ -52,7 +52,8 @@ def differentiated(
     optimizer: Optimizer,
     recomputation: Recomputation | None = None,
 ) -> dict[GraphRole, StepGraph]:
-    """The roles with a backward pass, `gradients` and `train`, which read activations that `recomputation` names anew.
+    """The roles with a backward pass, `gradients`, `batch_gradients` and `train`, which read activations that
+    `recomputation` names anew.
 
     Raises:
         SelectionError: there is nothing for `recomputation` to compute again.
@@ -86,7 +87,8 @@ def differentiated(
     decompose(train.op)
     train.put_backward_last()
     return {
-        "gradients": _gradients_graph(train, terms, gradients, buffers, seed),
+        "gradients": _gradients_graph(train, terms, gradients, buffers, seed, accumulates=True),
+        "batch_gradients": _gradients_graph(train, terms, gradients, buffers, seed, accumulates=False),
         "train": _train_graph(train, terms, gradients, buffers, selection, optimizer),
     }
 
@@ -97,9 +99,11 @@ def _gradients_graph(
     gradients: Mapping[str, ir.Value],
     buffers: Mapping[str, ir.Value],
     seed: ir.Value,
+    *,
+    accumulates: bool,
 ) -> StepGraph:
-    """accumulator + gradient of the sum, for each parameter, with 1 in the place of `seed`; on a copy, since the
-    training graph goes on from the same point.
+    """The gradient of the sum for each parameter, added to its accumulator where the graph `accumulates`, with 1 in
+    the place of `seed`; on a copy, since the training graph goes on from the same point.
     """
     graph = train.model.graph
     sums = [terms.loss_sum, terms.weight_sum, *terms.metrics.values()]
@@ -115,8 +119,10 @@ def _gradients_graph(
     copy.add_loss_outputs(LossTerms(cloned[terms.loss_sum], cloned[terms.weight_sum], metrics))
     for name, g in gradients.items():
         whole = RowBlock(name)
-        accumulator = copy.add_state_input(whole, "accumulator", "gradient", f"{name}.accumulator")
-        total = copy.op.Add(accumulator, cloned[g])
+        total = cloned[g]
+        if accumulates:
+            accumulator = copy.add_state_input(whole, "accumulator", "gradient", f"{name}.accumulator")
+            total = copy.op.Add(accumulator, total)
         copy.add_state_output(total, whole, "gradient", "gradient", f"{name}.gradient")
     copy.add_buffer_outputs({name: cloned[value] for name, value in buffers.items()})
     return copy.finish()

@@ -79,6 +79,7 @@ CASES = [
     Case("Unsqueeze", (A, ints(0, -1)), lambda x, _: x[None, ..., None], batch=(0,)),
     Case("Transpose", (A,), lambda x: x.permute(2, 0, 1), {"perm": [2, 0, 1]}, batch=(0,)),
     Case("Transpose", (A,), lambda x: x.permute(2, 1, 0), batch=(0,), note="reversed by default"),
+    Case("Transpose", ((3, 5),), lambda x: x.T, {"perm": [1, 0]}, batch=(0,)),
     Case("Expand", ((3, 1), ints(2, 3, 4)), lambda x, _: x.expand(2, 3, 4)),
     Case("Expand", ((2, 1, 4), ints(3, 1)), lambda x, _: x.expand(2, 3, 4), batch=(0,)),
     Case("Concat", (A, (2, 1, 4), (2, 2, 4)), lambda *xs: torch.cat(xs, 1), {"axis": 1}, batch=(0, 1, 2)),

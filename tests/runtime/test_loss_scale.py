@@ -281,7 +281,7 @@ def test_a_provider_runs_the_graphs_of_its_precision(provider: str, half: Callab
             graph_of(role, manifest, Execution(provider, "bfloat16"))
     for role in ("update", "average"):
         assert graph_of(role, manifest, Execution(provider, "float16")).file == f"{role}.onnx"
-    assert graph_of("gradients", manifest, Execution("openvino", "bfloat16")).file == "gradients.onnx"
+    assert graph_of("gradients", manifest, Execution("openvino", "bfloat16")).file == "batch_gradients.onnx"
     options = providers.PROVIDERS[provider].options(Execution(provider, "float16"))
     assert options.get("trt_fp16_enable", "0") == options.get("trt_bf16_enable", "0") == "0"
 

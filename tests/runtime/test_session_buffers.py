@@ -81,11 +81,18 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordingBinding]]:
     return found
 
 
-def engine(exported: Callable[..., Path], model: str, provider: str = "cpu") -> NativeEngine:
+def engine(
+    exported: Callable[..., Path], model: str, provider: str = "cpu", *, accumulates: bool = False
+) -> NativeEngine:
+    """An engine on an artifact, that has no graph of a batch's gradients alone if it `accumulates` always."""
     from onnxft.runtime.artifact import load_artifact
 
     artifact = exported(model, **({"train_batchnorm": ("bn1", "bn3")} if model == "normed" else {}))
-    return NativeEngine(artifact, load_artifact(artifact), Execution(provider, threads=1))
+    manifest = load_artifact(artifact)
+    if accumulates:
+        graphs = {role: graph for role, graph in manifest.graphs.items() if role != "batch_gradients"}
+        manifest = replace(manifest, graphs=graphs)
+    return NativeEngine(artifact, manifest, Execution(provider, threads=1))
 
 
 def hyper(step: int) -> Hyper:
@@ -165,12 +172,15 @@ def test_both_ways_of_binding_are_the_same(
     assert bound == values
 
 
+@pytest.mark.parametrize("accumulates", [False, True])
 @MODELS
 def test_updates_on_another_provider_are_the_same(
-    model: str, exported: Callable[..., Path], updates_apart: str
+    model: str, accumulates: bool, exported: Callable[..., Path], updates_apart: str
 ) -> None:
+    """From gradients of each batch alone; and from accumulated ones, which are all that an older artifact has."""
+
     def run(name: str) -> tuple[NativeEngine, dict[str, bytes]]:
-        opened, batch = engine(exported, model, name), BATCHES[model]
+        opened, batch = engine(exported, model, name, accumulates=accumulates), BATCHES[model]
         for step in range(1, 6):
             opened.accumulate(batch)
             opened.update(hyper(2 * step - 1), 1.0 * ROWS)
@@ -186,6 +196,14 @@ def test_updates_on_another_provider_are_the_same(
     assert not apart.placement.fallback
 
 
+@MODELS
+def test_gradients_of_a_batch_alone_take_no_accumulators(model: str, exported: Callable[..., Path]) -> None:
+    graphs = engine(exported, model).manifest.graphs
+    alone, added = graphs["batch_gradients"], graphs["gradients"]
+    assert [p.name for p in alone.outputs] == [p.name for p in added.outputs]
+    assert alone.inputs == tuple(p for p in added.inputs if p.role != "accumulator") != added.inputs
+
+
 def test_what_was_handed_over_can_be_replaced_and_is_let_go() -> None:
     held = SplitStore({"w": np.ones(3), "w/gradient": np.zeros(3)})
     handed = ort_value(np.array([1.0, 2.0, 3.0]))
@@ -196,6 +214,20 @@ def test_what_was_handed_over_can_be_replaced_and_is_let_go() -> None:
     held.clear_accumulators()
     assert held.get("w/gradient").numpy().tolist() == [0, 0, 0]
     assert not held.handed
+
+
+def test_the_first_gradient_is_the_accumulator_that_others_are_added_to() -> None:
+    held = SplitStore({"w": np.ones(3), "w/gradient": np.zeros(3)})
+    for _ in range(2):
+        first, second = ort_value(np.array([1.0, 2.0, 3.0])), ort_value(np.array([4.0, 5.0, 6.0]))
+        held.add("w/gradient", first)
+        assert held.current("w/gradient") is first
+        held.add("w/gradient", second)
+        assert held.current("w/gradient") is first
+        assert held.read("w/gradient").tolist() == [5, 7, 9]
+        assert second.numpy().tolist() == [4, 5, 6]
+        held.clear_accumulators()
+        assert held.read("w/gradient").tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("store", [BoundStore, ValueStore, SplitStore])

@@ -64,6 +64,22 @@ def gemm(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
     return da, db, None if c[0] is None else dy if beta == 1.0 else op.Mul(dy, beta)
 
 
+def transposed_product(op: Op, y: ir.Value) -> ir.Value | None:
+    """y^T = alpha * B'^T A'^T where y = alpha * A' B', neither factor frozen (see `_on_the_way_back`); else None.
+
+    The runtime's cpu fuses a Transpose behind a Gemm itself, OpenVINO (2025.4) does not.
+    """
+    node = y.producer()
+    if node is None or node.op_type != "Gemm" or len(node.inputs) != 2:
+        return None
+    a, b = node.inputs
+    if a is None or b is None or _is_frozen(a) or _is_frozen(b):
+        return None
+    alpha = node.attributes.get_float("alpha", 1.0)
+    trans_a, trans_b = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
+    return op.Gemm(b, a, alpha=alpha, transA=1 - trans_b, transB=1 - trans_a)
+
+
 def _on_the_way_back(op: Op, b: ir.Value | None) -> tuple[ir.Value | None, float]:
     """(b, 1), or (-b, -1), a constant of its own with the same product, where the matrix b is square and frozen.
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxft.errors import GradientError
 from onnxft.grad.registry import Gradients, vjp
+from onnxft.grad.rules.products import transposed_product
 from onnxft.grad.rules.windows import Window, add_taps
 from onnxft.graph.builder import (
     Op,
@@ -33,9 +34,12 @@ def reshaping(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Transpose")
 def transpose(op: Op, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x with axes perm      dx = dy with axes perm^-1"""
-    rank = len(dims(_x(node)))
-    perm = node.attributes.get_ints("perm") or list(reversed(range(rank)))
+    """y = x with axes perm      dx = dy with axes perm^-1, of a weight within the product that dy is"""
+    x = _x(node)
+    rank = len(dims(x))
+    perm = list(node.attributes.get_ints("perm") or reversed(range(rank)))
+    if perm == [1, 0] and x.producer() is None and (dx := transposed_product(op, dy)) is not None:
+        return (dx,)
     return (op.Transpose(dy, perm=sorted(range(rank), key=lambda axis: perm[axis])),)
 
 

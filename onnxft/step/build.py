@@ -166,8 +166,7 @@ def _update_graph(forward: Forward, selection: Selection, optimizer: Optimizer) 
         for block in update.blocks(name)
     }
     part = update.op.Reciprocal(update.add_scalar("weight_sum", "weight_sum"))
-    means = {block: update.op.Mul(g, part) for block, g in sums.items()}
-    _add_update(update, means, selection, optimizer)
+    _add_update(update, sums, selection, optimizer, part)
     return update.finish()
 
 
@@ -218,19 +217,23 @@ def adapter_graph(forward: Forward, selection: Selection) -> ir.Model:
 
 
 def _add_update(
-    graph: StepGraphBuilder, means: Mapping[RowBlock, ir.Value], selection: Selection, optimizer: Optimizer
+    graph: StepGraphBuilder,
+    gradients: Mapping[RowBlock, ir.Value],
+    selection: Selection,
+    optimizer: Optimizer,
+    part: ir.Value | None = None,
 ) -> None:
-    """Each block of a parameter and its state by its mean gradient, one by one, so that each stays in cache."""
+    """Each block of a parameter and its state, one by one, so that each stays in cache; `part` as in `Scalars`."""
     op, update = graph.op, update_of(optimizer)
     step = graph.add_scalar("step", "step")
     shared: dict[tuple[str, ir.Value], ir.Value] = {}
     groups = dict.fromkeys(selection.groups[name] for name in selection.trainable)
     rates = {g: graph.add_scalar(f"lr.{g}", "lr", group=g) for g in groups}
     decays = {g: graph.add_scalar(f"weight_decay.{g}", "weight_decay", group=g) for g in groups}
-    for block, g in means.items():
+    for block, g in gradients.items():
         name, group = block.parameter, selection.groups[block.parameter]
         state = {s: graph.add_state_input(block, "state", s, f"{name}.{s}") for s in update.slots}
-        scalars = Scalars(rates[group], decays[group], step, shared)
+        scalars = Scalars(rates[group], decays[group], step, part, shared)
         moved, new = update.apply(op, g, graph.block(block), state, scalars)
         graph.add_state_output(moved, block, "parameter", None, f"{name}.new")
         for slot, value in new.items():

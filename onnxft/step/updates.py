@@ -1,4 +1,4 @@
-"""The update of one parameter `p` by the mean of its gradient `g`, for each optimizer; and clipping before it.
+"""The update of one parameter `p` by its gradient `g`, for each optimizer; and clipping before it.
 
 An update on a CPU takes as long as its passes over the elements. So factors that are the same for every element are
 combined as scalars first, once a graph, and the formulas here have the fewest passes: 13 for AdamW.
@@ -27,6 +27,8 @@ class Scalars:
     lr: ir.Value
     weight_decay: ir.Value
     step: ir.Value
+    part: ir.Value | None = None
+    """1 / w, w the weight of all rows, where gradients are of the sum over them; None: they are of the mean."""
     shared: dict[tuple[str, ir.Value], ir.Value] = field(default_factory=dict)
     """Of every update of the graph: {(what, the input it is of): computed once}."""
 
@@ -36,6 +38,19 @@ class Scalars:
         if key not in self.shared:
             self.shared[key] = op.Sub(1.0, op.Mul(self.lr, self.weight_decay))
         return self.shared[key]
+
+    def mean(self, op: Op, g: ir.Value) -> ir.Value:
+        """g / w"""
+        return g if self.part is None else op.Mul(g, self.part)
+
+    def share(self, op: Op, g: ir.Value, beta: float) -> ir.Value:
+        """(1-β)g / w, of which an average takes βm + (1-β)g / w."""
+        if self.part is None:
+            return op.Mul(g, 1.0 - beta)
+        key = (f"share {beta}", self.part)
+        if key not in self.shared:
+            self.shared[key] = op.Mul(self.part, 1.0 - beta)
+        return op.Mul(g, self.shared[key])
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ def adamw(beta1: float, beta2: float, eps: float) -> Update:
     """p ← (1 - ηλ)p - η adam(g)   (Loshchilov and Hutter 2019; torch.optim.AdamW)"""
 
     def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
-        delta, new = _adam(op, g, state, scalars, (beta1, beta2), eps)
+        delta, new = _adam(op, scalars.share(op, g, beta1), state, scalars, (beta1, beta2), eps)
         return op.Sub(op.Mul(p, scalars.kept(op)), delta), new
 
     return Update(("exp_avg", "exp_avg_sq"), apply)
@@ -61,7 +76,8 @@ def adam(beta1: float, beta2: float, eps: float) -> Update:
     """p ← p - η adam(g + λp)   (Kingma and Ba 2015; torch.optim.Adam)"""
 
     def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
-        delta, new = _adam(op, _decayed(op, g, p, scalars), state, scalars, (beta1, beta2), eps)
+        share = op.Mul(_decayed(op, g, p, scalars), 1.0 - beta1)
+        delta, new = _adam(op, share, state, scalars, (beta1, beta2), eps)
         return op.Sub(p, delta), new
 
     return Update(("exp_avg", "exp_avg_sq"), apply)
@@ -72,9 +88,9 @@ def lion(beta1: float, beta2: float) -> Update:
 
     def apply(op: Op, g: ir.Value, p: ir.Value, state: State, scalars: Scalars) -> tuple[ir.Value, State]:
         m = state["exp_avg"]
-        direction = op.Sign(_average(op, m, g, beta1))
+        direction = op.Sign(_average(op, m, scalars.share(op, g, beta1), beta1))
         new = op.Sub(op.Mul(p, scalars.kept(op)), op.Mul(direction, scalars.lr))
-        return new, {"exp_avg": _average(op, m, g, beta2)}
+        return new, {"exp_avg": _average(op, m, scalars.share(op, g, beta2), beta2)}
 
     return Update(("exp_avg",), apply)
 
@@ -110,26 +126,27 @@ def clipped(op: Op, sums: Gradients, weight_sum: ir.Value, max_value: ir.Value, 
 
 
 def _decayed(op: Op, g: ir.Value, p: ir.Value, scalars: Scalars) -> ir.Value:
-    """g + λp"""
-    return op.Add(g, op.Mul(p, scalars.weight_decay))
+    """g / w + λp"""
+    return op.Add(scalars.mean(op, g), op.Mul(p, scalars.weight_decay))
 
 
-def _average(op: Op, m: ir.Value, g: ir.Value, beta: float) -> ir.Value:
-    """βm + (1-β)g"""
-    return op.Add(op.Mul(m, beta), op.Mul(g, 1.0 - beta))
+def _average(op: Op, m: ir.Value, share: ir.Value, beta: float) -> ir.Value:
+    """βm + (1-β)g from m and the share (1-β)g"""
+    return op.Add(op.Mul(m, beta), share)
 
 
 def _adam(
-    op: Op, g: ir.Value, state: State, scalars: Scalars, betas: tuple[float, float], eps: float
+    op: Op, share: ir.Value, state: State, scalars: Scalars, betas: tuple[float, float], eps: float
 ) -> tuple[ir.Value, State]:
-    """η (m / c₁) / (√v / √c₂ + ε),  m ← β₁m + (1-β₁)g,  v ← β₂v + (1-β₂)g²,  cᵢ = 1 - βᵢᵗ
+    """η (m / c₁) / (√v / √c₂ + ε),  m ← β₁m + u,  v ← β₂v + (1-β₂)g²,  cᵢ = 1 - βᵢᵗ,  from the share u = (1-β₁)g
 
-    It is ρ m / (√v + ε√c₂) with the scalar ρ = η√c₂ / c₁. Kingma and Ba, Adam (2015), algorithm 1, with ε where
-    torch.optim.Adam has it.
+    It is ρ m / (√v + ε√c₂) with the scalar ρ = η√c₂ / c₁, and g² is u² / (1-β₁)², so that g itself, which may be a sum
+    over many rows, needs no pass. Kingma and Ba, Adam (2015), algorithm 1, with ε where torch.optim.Adam has it.
     """
     beta1, beta2 = betas
-    m = _average(op, state["exp_avg"], g, beta1)
-    v = _average(op, state["exp_avg_sq"], op.Mul(g, g), beta2)
+    m = _average(op, state["exp_avg"], share, beta1)
+    square = op.Mul(op.Mul(share, share), (1.0 - beta2) / (1.0 - beta1) ** 2)
+    v = _average(op, state["exp_avg_sq"], square, beta2)
     rate, small = _adam_scalars(op, scalars, betas, eps)
     delta = op.Mul(op.Div(m, op.Add(op.Sqrt(v), small)), rate)
     return delta, {"exp_avg": m, "exp_avg_sq": v}

@@ -18,7 +18,7 @@ from onnxft.manifest import GraphFile, GraphRole, Manifest, Port, dimension_size
 from onnxft.memory import resident_bytes, size_text
 from onnxft.runtime.arena import Arena
 from onnxft.runtime.graph_values import Graph, read_graph
-from onnxft.runtime.keys import always_in_place, key_of
+from onnxft.runtime.keys import always_in_place, family, key_of, written
 from onnxft.runtime.liveness import Lives, folded, lives
 from onnxft.runtime.providers import runtime
 
@@ -160,7 +160,9 @@ class MemoryModel:
         parts = {"trained parameters": trained, "optimizer state": state}
         statistics = sum(math.prod(b.shape) * np.dtype(b.dtype).itemsize for b in self._manifest.buffers)
         if use.accumulates:
-            parts |= {"gradients": 2 * trained, "running statistics": 2 * statistics}
+            # The zeros that accumulators begin with are never written, and so take no memory.
+            moved = any(not in_place for file, _ in self._opened(use) for in_place in _accumulated(file).values())
+            parts |= {"gradients": trained * (2 if moved else 1), "running statistics": 2 * statistics}
         else:
             new = sum(_port_bytes(p, {}) for p in free if p.role in moving & {"parameter", "state"})
             parts |= {"new parameters and state": new, "running statistics": 2 * statistics}
@@ -192,6 +194,11 @@ class MemoryModel:
     def _lives(self, file: GraphFile, sizes: Mapping[str, int]) -> Lives:
         given = [p.name for p in file.outputs if key_of(p) is not None]
         return lives(self._graph(file), sizes, given)
+
+
+def _accumulated(file: GraphFile) -> dict[str, bool]:
+    """{key: whether it is written over the old} of the accumulators that a graph writes."""
+    return {key: in_place for key, in_place in written(file.outputs).items() if family(key) == "accumulator"}
 
 
 def _varies(file: GraphFile) -> bool:

@@ -58,7 +58,8 @@ def model(place: Path, base: int = 0) -> tuple[MemoryModel, Manifest]:
     ("use", "expected"),
     [
         (Use(), {"new parameters and state": MLP}),
-        (Use(accumulates=True), {"gradients": 2 * MLP}),
+        (Use(accumulates=True), {"gradients": MLP}),
+        (Use(accumulates=True, clips=True), {"gradients": 2 * MLP}),
         (Use(averages=True, evaluates=True), {"new parameters and state": MLP, "averages": MLP}),
         (Use(saves=True), {"new parameters and state": MLP, WRITING: 2 * MLP}),
     ],
@@ -75,14 +76,14 @@ def test_the_tensors_that_live_between_steps(use: Use, expected: dict[str, int],
 
 
 def test_clipping_takes_memory_of_its_own(exported: Callable[..., Path]) -> None:
-    """A graph more, in which all gradients lie beside the clipped ones until their norm is known."""
+    """A graph more, in which all gradients lie beside the clipped ones until their norm is known, and their buffers."""
     made, _ = model(exported("mlp"))
     plain, clipped = (
         made.estimate([{"batch": 1}], Use(accumulates=True, clips=clips)).parts for clips in (False, True)
     )
     assert clipped["open graphs"] > plain["open graphs"]
     assert clipped[ACTIVATIONS] > plain[ACTIVATIONS]
-    assert clipped["gradients"] == plain["gradients"] == 2 * MLP
+    assert clipped["gradients"] == 2 * plain["gradients"] == 2 * MLP
 
 
 def test_activations_grow_with_the_batch_and_tensors_do_not(exported: Callable[..., Path]) -> None:
